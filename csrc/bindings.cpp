@@ -1,0 +1,382 @@
+// softlane._core: Python's arrays as views, the GIL released for the compute, C++ exceptions as Python's.
+// The only file that knows Python. Arguments were validated by the package; a buffer that turns out not
+// to be what was promised still gives an error, never a wrong access.
+//
+// The array functions are METH_FASTCALL: for small arrays pybind11's dispatcher would cost more than the
+// rest of the call.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "fpenv.h"
+#include "ops.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace softlane {
+namespace {
+
+// Thrown when the Python error is already set.
+struct PythonError {};
+
+DType dtype_of(const Py_buffer& b, bool* swapped) {
+  const char* format = b.format == nullptr ? "B" : b.format;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  constexpr bool kLittle = false;
+#else
+  constexpr bool kLittle = true;
+#endif
+  *swapped = false;
+  if (*format == '<') *swapped = !kLittle;
+  if (*format == '>' || *format == '!') *swapped = kLittle;
+  if (*format == '@' || *format == '=' || *format == '<' || *format == '>' || *format == '!') {
+    ++format;
+  }
+  const char letter = *format;
+  if (letter != '\0' && format[1] == '\0') {
+    const std::string signed_letters = "bhilqn", unsigned_letters = "BHILQN";
+    const auto pick = [&](DType one, DType two, DType four, DType eight) -> std::optional<DType> {
+      switch (b.itemsize) {
+        case 1:
+          return one;
+        case 2:
+          return two;
+        case 4:
+          return four;
+        case 8:
+          return eight;
+        default:
+          return std::nullopt;
+      }
+    };
+    std::optional<DType> type;
+    if (signed_letters.find(letter) != std::string::npos) {
+      type = pick(DType::kInt8, DType::kInt16, DType::kInt32, DType::kInt64);
+    } else if (unsigned_letters.find(letter) != std::string::npos) {
+      type = pick(DType::kUInt8, DType::kUInt16, DType::kUInt32, DType::kUInt64);
+    } else if (letter == '?' && b.itemsize == 1) {
+      type = DType::kBool;
+    } else if (letter == 'e' && b.itemsize == 2) {
+      type = DType::kFloat16;
+    } else if (letter == 'f' && b.itemsize == 4) {
+      type = DType::kFloat32;
+    } else if (letter == 'd' && b.itemsize == 8) {
+      type = DType::kFloat64;
+    }
+    if (type) return *type;
+  }
+  PyErr_Format(PyExc_TypeError, "buffer of format '%s' and item size %zd is not supported",
+               b.format == nullptr ? "" : b.format, b.itemsize);
+  throw PythonError();
+}
+
+// A buffer held for the length of a call.
+class Buffer {
+ public:
+  Buffer(PyObject* object, bool writable, bool bfloat16) {
+    const int flags = writable ? PyBUF_FULL : PyBUF_FULL_RO;
+    if (PyObject_GetBuffer(object, &buffer_, flags) != 0) throw PythonError();
+    try {
+      fill(bfloat16);
+    } catch (...) {
+      PyBuffer_Release(&buffer_);
+      throw;
+    }
+  }
+  ~Buffer() { PyBuffer_Release(&buffer_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  const View& view() const { return view_; }
+
+ private:
+  void fill(bool bfloat16) {
+    if (buffer_.suboffsets != nullptr) {
+      for (int d = 0; d < buffer_.ndim; ++d) {
+        if (buffer_.suboffsets[d] < 0) continue;
+        PyErr_SetString(PyExc_BufferError, "buffers with suboffsets are not supported");
+        throw PythonError();
+      }
+    }
+    if (buffer_.ndim > kMaxDims) {
+      PyErr_Format(PyExc_ValueError, "buffer has %d dimensions, expected at most %d", buffer_.ndim,
+                   kMaxDims);
+      throw PythonError();
+    }
+    view_.data = static_cast<char*>(buffer_.buf);
+    view_.dtype = dtype_of(buffer_, &view_.swapped);
+    if (bfloat16 && view_.dtype == DType::kUInt16) view_.dtype = DType::kBFloat16;
+    view_.ndim = buffer_.ndim;
+    for (int d = 0; d < buffer_.ndim; ++d) {
+      const auto i = static_cast<size_t>(d);
+      view_.shape[i] = buffer_.shape[d];
+      view_.strides[i] = buffer_.strides[d];
+    }
+  }
+  Py_buffer buffer_;
+  View view_;
+};
+
+using MaybeBuffer = std::optional<Buffer>;
+
+const View* hold(MaybeBuffer& buffer, PyObject* object, bool writable, bool bfloat16) {
+  if (object == Py_None) return nullptr;
+  buffer.emplace(object, writable, bfloat16);
+  return &buffer->view();
+}
+
+// The promises of the Python layer that memory safety depends on.
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+void require_shape(const View& a, const View& b, const char* what) {
+  require(a.ndim == b.ndim, what);
+  for (int d = 0; d < a.ndim; ++d) {
+    require(a.shape[static_cast<size_t>(d)] == b.shape[static_cast<size_t>(d)], what);
+  }
+}
+// `reduced` has the shape of `full` without the axes.
+void require_reduced(const View& full, uint64_t axes, const View& reduced, const char* what) {
+  int at = 0;
+  for (int d = 0; d < full.ndim; ++d) {
+    if ((axes >> d) & 1) continue;
+    require(at < reduced.ndim, what);
+    require(reduced.shape[static_cast<size_t>(at)] == full.shape[static_cast<size_t>(d)], what);
+    ++at;
+  }
+  require(at == reduced.ndim, what);
+}
+
+double as_double(PyObject* object) {
+  const double value = PyFloat_AsDouble(object);
+  if (value == -1.0 && PyErr_Occurred() != nullptr) throw PythonError();
+  return value;
+}
+long long as_integer(PyObject* object) {
+  const long long value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw PythonError();
+  return value;
+}
+uint64_t as_axes(PyObject* object, int ndim) {
+  require(PyTuple_Check(object), "axes must be a tuple");
+  uint64_t axes = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
+    const long long axis = as_integer(PyTuple_GET_ITEM(object, i));
+    require(axis >= 0 && axis < ndim, "axis out of range");
+    axes |= uint64_t{1} << axis;
+  }
+  return axes;
+}
+
+// Runs f without the GIL, and with default rounding; small work is done before another thread would
+// have got the GIL.
+template <class F>
+auto compute(size_t elements, F f) {
+  constexpr size_t kKeepGil = 4096;
+  std::optional<py::gil_scoped_release> released;
+  if (elements > kKeepGil) released.emplace();
+  const DefaultFpEnvironment environment;
+  return f();
+}
+
+PyObject* softmax_call(PyObject* const* a) {
+  const long long bf16 = as_integer(a[6]);
+  const Buffer x(a[0], false, (bf16 & 1) != 0), out(a[1], true, (bf16 & 2) != 0);
+  MaybeBuffer where;
+  const View* mask = hold(where, a[3], false, false);
+  const uint64_t axes = as_axes(a[2], x.view().ndim);
+  const double temperature = as_double(a[4]);
+  const bool log = a[5] == Py_True;
+  require_shape(x.view(), out.view(), "out must have the shape of x");
+  require(is_floating(out.view().dtype), "out must be floating");
+  if (mask != nullptr) require_shape(x.view(), *mask, "where must have the shape of x");
+  compute(x.view().size(), [&] { softmax(x.view(), out.view(), axes, mask, temperature, log); });
+  Py_RETURN_NONE;
+}
+
+PyObject* logsumexp_call(PyObject* const* a) {
+  const long long bf16 = as_integer(a[6]);
+  const Buffer x(a[0], false, (bf16 & 1) != 0), out(a[1], true, (bf16 & 4) != 0);
+  MaybeBuffer sign_buffer, b_buffer, where_buffer;
+  const View* sign = hold(sign_buffer, a[2], true, false);
+  const View* b = hold(b_buffer, a[4], false, (bf16 & 2) != 0);
+  const View* where = hold(where_buffer, a[5], false, false);
+  const uint64_t axes = as_axes(a[3], x.view().ndim);
+  require_reduced(x.view(), axes, out.view(), "out must have the shape of the result");
+  require(is_floating(out.view().dtype), "out must be floating");
+  if (sign != nullptr) {
+    require_reduced(x.view(), axes, *sign, "sign must have the shape of the result");
+    require(is_floating(sign->dtype), "sign must be floating");
+  }
+  if (b != nullptr) require_shape(x.view(), *b, "b must have the shape of x");
+  if (where != nullptr) require_shape(x.view(), *where, "where must have the shape of x");
+  compute(x.view().size(), [&] { logsumexp(x.view(), out.view(), sign, axes, b, where); });
+  Py_RETURN_NONE;
+}
+
+PyObject* cross_entropy_call(PyObject* const* a) {
+  const long long bf16 = as_integer(a[12]);
+  const Buffer logits(a[0], false, (bf16 & 1) != 0), targets(a[1], false, false);
+  MaybeBuffer weight, sample_weight, where, loss, grad;
+  CrossEntropyArgs args;
+  args.logits = logits.view();
+  args.targets = targets.view();
+  const long long axis = as_integer(a[2]);
+  require(axis >= 0 && axis < args.logits.ndim, "axis out of range");
+  args.axis = static_cast<int>(axis);
+  args.weight = hold(weight, a[3], false, (bf16 & 4) != 0);
+  args.sample_weight = hold(sample_weight, a[4], false, (bf16 & 8) != 0);
+  args.ignore_index = as_integer(a[5]);
+  args.label_smoothing = as_double(a[6]);
+  args.temperature = as_double(a[7]);
+  args.where = hold(where, a[8], false, false);
+  args.reduction = static_cast<Reduction>(as_integer(a[9]));
+  args.loss = hold(loss, a[10], true, (bf16 & 16) != 0);
+  args.grad = hold(grad, a[11], true, (bf16 & 2) != 0);
+  const uint64_t axes = uint64_t{1} << axis;
+  require(!is_floating(args.targets.dtype), "targets must be integers");
+  require_reduced(args.logits, axes, args.targets, "targets must have the shape of the losses");
+  if (args.weight != nullptr) {
+    require(args.weight->ndim == 1 &&
+                args.weight->shape[0] == args.logits.shape[static_cast<size_t>(axis)],
+            "weight must have one element a class");
+  }
+  if (args.sample_weight != nullptr) {
+    require_reduced(args.logits, axes, *args.sample_weight, "sample_weight has a wrong shape");
+  }
+  if (args.where != nullptr) require_shape(args.logits, *args.where, "where has a wrong shape");
+  if (args.loss != nullptr) {
+    require_reduced(args.logits, axes, *args.loss, "loss must have the shape of the targets");
+    require(is_floating(args.loss->dtype), "loss must be floating");
+  }
+  if (args.grad != nullptr) {
+    require_shape(args.logits, *args.grad, "grad must have the shape of logits");
+    require(is_floating(args.grad->dtype), "grad must be floating");
+  }
+  const double reduced = compute(args.logits.size(), [&] { return cross_entropy(args); });
+  return PyFloat_FromDouble(reduced);
+}
+
+PyObject* softmax_backward_call(PyObject* const* a) {
+  const long long bf16 = as_integer(a[6]);
+  const Buffer grad(a[0], false, (bf16 & 1) != 0), output(a[1], false, (bf16 & 2) != 0),
+      out(a[2], true, (bf16 & 4) != 0);
+  const uint64_t axes = as_axes(a[3], out.view().ndim);
+  const double temperature = as_double(a[4]);
+  const bool log = a[5] == Py_True;
+  require_shape(grad.view(), output.view(), "output must have the shape of grad_output");
+  require_shape(grad.view(), out.view(), "out must have the shape of grad_output");
+  require(is_floating(out.view().dtype), "out must be floating");
+  compute(out.view().size(), [&] {
+    softmax_backward(grad.view(), output.view(), out.view(), axes, temperature, log);
+  });
+  Py_RETURN_NONE;
+}
+
+// A METH_FASTCALL function of exactly kCount arguments, with C++ exceptions made Python's.
+template <PyObject* (*kCall)(PyObject* const*), Py_ssize_t kCount>
+PyObject* fastcall(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != kCount) {
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", kCount, count);
+    return nullptr;
+  }
+  try {
+    return kCall(arguments);
+  } catch (const PythonError&) {
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::out_of_range& e) {
+    PyErr_SetString(PyExc_IndexError, e.what());
+  } catch (const std::invalid_argument& e) {
+    PyErr_SetString(PyExc_ValueError, e.what());
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+  return nullptr;
+}
+
+template <PyObject* (*kCall)(PyObject* const*), Py_ssize_t kCount>
+PyMethodDef method(const char* name, const char* doc) {
+  PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t) = fastcall<kCall, kCount>;
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, doc};
+}
+
+PyMethodDef methods[] = {
+    method<softmax_call, 7>("softmax", "(x, out, axes, where, temperature, log, bf16)"),
+    method<logsumexp_call, 7>("logsumexp", "(x, out, sign, axes, b, where, bf16)"),
+    method<cross_entropy_call, 16>(
+        "cross_entropy",
+        "(logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, temperature,\n"
+        "where, reduction, loss, grad, bf16, z_loss, softcap, stats)"),
+    method<softmax_backward_call, 7>("softmax_backward",
+                                     "(grad_output, output, out, axes, temperature, log, bf16)"),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+// An elementary function of the active instruction set, element by element: for the tests.
+template <class T, class Table>
+py::array elementary_of(const Table& functions, size_t which, const py::array& x) {
+  const auto in = py::array_t<T, py::array::c_style>::ensure(x);
+  py::array_t<T> out(in.size());
+  functions[which](in.data(), out.mutable_data(), static_cast<size_t>(in.size()));
+  return out;
+}
+
+py::array elementary(const std::string& name, const py::array& x) {
+  const char* names[] = {"exp", "log", "expm1", "log1p"};
+  for (size_t i = 0; i < 4; ++i) {
+    if (name != names[i]) continue;
+    const DefaultFpEnvironment environment;
+    if (x.dtype().kind() == 'f' && x.itemsize() == 4) {
+      return elementary_of<float>(active_table().elementary_f32, i, x);
+    }
+    if (x.dtype().kind() == 'f' && x.itemsize() == 8) {
+      return elementary_of<double>(active_table().elementary_f64, i, x);
+    }
+    throw std::invalid_argument("expected a float32 or float64 array");
+  }
+  throw std::invalid_argument("unknown elementary function '" + name + "'");
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  return "msvc " + std::to_string(_MSC_VER);
+#else
+  return "unknown";
+#endif
+}
+
+}  // namespace
+}  // namespace softlane
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  using namespace softlane;
+  m.doc() = "The compiled kernels. Use the functions of softlane, which validate their arguments.";
+  m.attr("__version__") = SOFTLANE_VERSION;
+  try {
+    active_table();
+  } catch (const std::runtime_error& e) {
+    throw py::import_error(e.what());
+  }
+  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+  m.def("get_num_threads", &get_num_threads);
+  m.def("set_num_threads", &set_num_threads);
+  m.def("set_thread_limit", &set_thread_limit);
+  m.def("isas_compiled", &isas_compiled);
+  m.def("isas_usable", &isas_usable);
+  m.def("get_isa", [] { return std::string(active_table().name); });
+  m.def("set_isa", &set_active);
+  m.def("compiler", &compiler);
+  m.def("elementary", &elementary);
+}

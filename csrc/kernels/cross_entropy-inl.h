@@ -1,0 +1,464 @@
+// Cross-entropy with integer targets, its gradient from the same sweep, and the backward functions.
+#pragma once
+
+// Double-word arithmetic that lets an infinite or NaN leading part through.
+template <class W>
+inline Double2<W> Safe(Double2<W> x) {
+  return {x.hi, IfThenElseZero(Eq(Sub(x.hi, x.hi), W::Set(0)), x.lo)};
+}
+template <class W>
+inline Double2<W> SafeAdd(Double2<W> a, Double2<W> b) {
+  const Double2<W> sum = Add(a, b);
+  const W plain = Add(a.hi, b.hi);
+  const auto finite = Eq(Sub(plain, plain), W::Set(0));
+  return {IfThenElse(finite, sum.hi, plain), IfThenElseZero(finite, sum.lo)};
+}
+// A zero factor wins over an infinite term.
+template <class W>
+inline Double2<W> SafeMul(Double2<W> factor, Double2<W> x) {
+  const W zero = W::Set(0);
+  const Double2<W> product = Mul(factor, x);
+  const W plain = IfThenElse(Eq(factor.hi, zero), zero, Mul(factor.hi, x.hi));
+  const auto finite = Eq(Sub(product.hi, product.hi), zero);
+  return {IfThenElse(finite, product.hi, plain), IfThenElseZero(finite, product.lo)};
+}
+
+// The samples of one batch, one a lane of W.
+template <class W>
+struct Sample {
+  Stats<W> stats;
+  W target;         // the logit at the target
+  Double2<W> gap;   // Σ w·(max - x), for label smoothing alone
+  W weight;         // the target's class weight
+  W coef;           // sample weight
+};
+
+// What the samples of a batch share.
+template <class W>
+struct LossTerms {
+  Double2<W> inverse_temperature, keep, spread;  // 1/T, 1 - ε, ε/C
+  W weight_sum, divisor;
+  bool smooth;
+};
+template <class W>
+inline LossTerms<W> MakeTerms(const LossBatch& b) {
+  const Double2<W> keep = TwoSum(W::Set(1), W::Set(-b.smoothing));
+  const Double2<W> spread =
+      Div(ToDouble2(W::Set(b.smoothing)), ToDouble2(W::Set(b.smoothing != 0 ? b.classes : 1)));
+  return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)}, keep, spread, W::Set(b.weight_sum),
+          W::Set(b.divisor), b.smoothing != 0};
+}
+
+// coef * [(1-ε)·w_y·((max - x_y)/T + log Σ) + ε/C·(Σ w·(max - x)/T + Σw·log Σ)]; each term is >= 0
+// where the weights are.
+template <class W>
+inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
+  const Double2<W> log_sum = s.stats.LogSum();
+  const Double2<W> difference = Safe(TwoSum(s.stats.max, Sub(W::Set(0), s.target)));
+  Double2<W> loss = SafeAdd(SafeMul(terms.inverse_temperature, difference), log_sum);
+  loss = SafeMul(Mul(terms.keep, ToDouble2(s.weight)), loss);
+  if (terms.smooth) {
+    const Double2<W> all = SafeAdd(SafeMul(terms.inverse_temperature, s.gap),
+                                   SafeMul(ToDouble2(terms.weight_sum), log_sum));
+    loss = SafeAdd(loss, SafeMul(terms.spread, all));
+  }
+  const Double2<W> scaled = SafeMul(ToDouble2(s.coef), loss);
+  return Add(scaled.hi, scaled.lo);
+}
+
+// The gradient of a row, g_c = prob·p_c - share·w_c, and its value at the target, where p - 1 would
+// cancel: there -(Σ_{c≠y} exp)/Σ is used, with the sum that leaves out the maximum if y is the maximum.
+template <class W>
+struct GradTerms {
+  Double2<W> factor;  // turns stored exps into prob·p
+  W share;            // spread·coef/T
+  W at_target;
+};
+template <class W>
+inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
+                               const LossTerms<W>& terms) {
+  const Double2<W> total = s.stats.Sum();
+  const Double2<W> coef =
+      Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
+  const Double2<W> hit = Mul(Mul(terms.keep, ToDouble2(s.weight)), coef);
+  const Double2<W> share = Mul(terms.spread, coef);
+  const Double2<W> prob =
+      terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
+  const auto is_max = Eq(s.target, s.stats.max);
+  const Double2<W> rest = Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
+  const Double2<W> others = {IfThenElse(is_max, s.stats.others.hi, rest.hi),
+                             IfThenElse(is_max, s.stats.others.lo, rest.lo)};
+  Double2<W> at_target = Mul(hit, Div(others, total));
+  at_target = {Sub(W::Set(0), at_target.hi), Sub(W::Set(0), at_target.lo)};
+  if (terms.smooth) {
+    const Double2<W> p = Div(target_exp, total);
+    const Double2<W> pull = Add(Mul(p, ToDouble2(terms.weight_sum)),
+                                ToDouble2(Sub(W::Set(0), s.weight)));
+    at_target = Add(at_target, Mul(share, pull));
+  }
+  return {Div(prob, total), share.hi, Add(at_target.hi, at_target.lo)};
+}
+
+// Σ w·(max - x) over lanes: in double for float, with its errors for double. A class of weight 0 has
+// no part, whatever its logit.
+template <class V>
+struct GapSum {
+  using W = Wide<V>;
+  W sum = W::Set(0), error = W::Set(0);
+  void Add(V x, W max, W weight) {
+    const W zero = W::Set(0);
+    const W d = Sub(max, Widen(x));
+    const W term = IfThenElse(Eq(weight, zero), zero, Mul(weight, d));
+    const Double2<W> s = TwoSum(sum, term);
+    sum = s.hi;
+    error = softlane::SOFTLANE_ISA::Add(error, s.lo);
+  }
+  Double2<W> Total() const { return {sum, error}; }
+};
+inline Double2<F64> SumLanes(Double2<D16> x) {
+  return SumLanes(AddLanes(Double2<F64>{x.hi.a, x.lo.a}, Double2<F64>{x.hi.b, x.lo.b}));
+}
+
+// The class weights [start, start + count) of the row at hand; null where all are 1.
+inline const double* RowWeights(const LossBatch& b, size_t start, size_t count) {
+  if (b.weight == nullptr || b.chunked == nullptr) {
+    return b.weight == nullptr ? nullptr : b.weight + start;
+  }
+  return static_cast<const double*>(b.chunked->fetch(b.chunked->context, 2, start, count));
+}
+template <class W>
+inline W LoadWeights(const double* weight, size_t i, int count) {
+  return weight == nullptr ? W::Set(1) : W::LoadN(weight + i, count, 0);
+}
+
+template <class T>
+inline Double2<F64> RowGap(const LossBatch& b, const T* x, double max_value) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const W max = W::Set(max_value);
+  GapSum<V> gap;
+  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
+    const double* weight = RowWeights(b, start, chunk);
+    for (size_t i = 0; i < chunk; i += V::kLanes) {
+      const int count = static_cast<int>(Min(V::kLanes, chunk - i));
+      // Lanes beyond the end hold the maximum: their term is 0.
+      const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(max_value));
+      gap.Add(v, max, LoadWeights<W>(weight, i, count));
+    }
+  });
+  return SumLanes(gap.Total());
+}
+
+template <class P, class W>
+inline Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
+  using V = typename P::V;
+  constexpr size_t kLanes = V::kLanes;
+  GapSum<V> lanes[kLanes];
+  for (size_t i = 0; i < b.n; ++i) {
+    lanes[i % kLanes].Add(panel.Load(i), max, W::Set(b.weight == nullptr ? 1.0 : b.weight[i]));
+  }
+  Double2<W> sums[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
+  return FoldLanes(sums, Min(kLanes, b.n));
+}
+
+template <class T>
+inline void FillRow(T* out, size_t n, const ChunkIo* io, int operand, typename Vec<T>::Scalar value) {
+  using V = Vec<T>;
+  const auto fill = [&](T* p, size_t count) {
+    for (size_t i = 0; i < count; i += V::kLanes) {
+      StoreN(V::Set(value), p + i, static_cast<int>(Min(V::kLanes, count - i)));
+    }
+  };
+  if (io == nullptr) {
+    fill(out, n);
+    return;
+  }
+  for (size_t start = 0; start < n; start += io->chunk) {
+    const size_t count = Min(io->chunk, n - start);
+    fill(static_cast<T*>(io->fetch(io->context, 0, start, count)), count);
+    io->put(io->context, operand, start, count);
+  }
+}
+
+inline bool Ignored(const LossBatch& b, size_t sample) {
+  const int64_t y = b.targets[sample];
+  return y < 0 || static_cast<uint64_t>(y) >= b.n;
+}
+
+// One element of the row, as a double.
+template <class T>
+inline double ElementOf(const LossBatch& b, const T* x, size_t i) {
+  if (b.chunked == nullptr) return static_cast<double>(LoadOne(x + i));
+  return static_cast<double>(
+      LoadOne(static_cast<const T*>(b.chunked->fetch(b.chunked->context, 0, i, 1))));
+}
+
+// The weight of one class, as the caller set it up.
+inline double WeightOf(const LossBatch& b, size_t i) {
+  return b.weight == nullptr ? 1.0 : *RowWeights(b, i, 1);
+}
+
+// Writes the gradient of a row from its kept exps, or from the logits again.
+template <class T>
+inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Vec<T>::Scalar* kept,
+                      const ExpReference<Vec<T>>& ref, const GradTerms<F64>& terms, bool smooth,
+                      size_t target) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const Factor<V> factor = MakeFactor<V>(Broadcast<V>(terms.factor));
+  const double share = FirstLane(terms.share);
+  const auto at_target = V::Set(static_cast<typename V::Scalar>(FirstLane(terms.at_target)));
+  const auto write = [&](const auto* p, auto exp_of, T* to, size_t start, size_t chunk) {
+    const double* weight = smooth ? RowWeights(b, start, chunk) : nullptr;
+    if (!smooth) {
+      MapRow<V>(p, to, chunk, [&](size_t, V v) { return factor(exp_of(v)); });
+    } else {
+      MapRow<V>(p, to, chunk, [&](size_t i, V v) {
+        const int count = static_cast<int>(Min(V::kLanes, chunk - i));
+        const W pull = Mul(W::Set(share), LoadWeights<W>(weight, i, count));
+        V* tag = nullptr;
+        return Sub(factor(exp_of(v)), Narrow(pull, tag));
+      });
+    }
+    if (target - start < chunk) StoreN(at_target, to + (target - start), 1);
+  };
+  if (kept != nullptr) {
+    write(kept, [](V e) { return e; }, grad, 0, b.n);
+    return;
+  }
+  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
+    T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
+    write(p, [&](V v) { return Value(Exp(v, ref)); }, to, start, chunk);
+    if (b.chunked != nullptr) b.chunked->put(b.chunked->context, 1, start, chunk);
+  });
+}
+
+template <class T>
+void CrossEntropyRows(const LossBatch& b) {
+  using V = Vec<T>;
+  const LossTerms<F64> terms = MakeTerms<F64>(b);
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    T* grad = b.grad == nullptr ? nullptr : Step<T>(b.grad, row, b.grad_stride);
+    if (Ignored(b, row)) {
+      b.loss[row] = 0;
+      if (b.grad != nullptr) FillRow(grad, b.n, b.chunked, 1, 0);
+      continue;
+    }
+    const size_t target = static_cast<size_t>(b.targets[row]);
+    // Read before the exps overwrite a gradient that lies over its logits.
+    const double target_logit = ElementOf(b, x, target);
+    auto* kept = b.grad == nullptr ? nullptr : ExpBuffer(grad, b.n, b.chunked, b.scratch);
+    Sample<F64> sample;
+    sample.target = F64::Set(target_logit);
+    sample.weight = F64::Set(WeightOf(b, target));
+    sample.coef = F64::Set(b.coef[row]);
+    sample.gap = ToDouble2(F64::Set(0));
+    if (terms.smooth) {
+      sample.gap = RowGap(b, x, static_cast<double>(RowMax(x, b.n, b.chunked)));
+    }
+    const RowResult<T> result = RowStats<T>(x, b.n, b.chunked, b.scale, kept);
+    sample.stats = result.stats;
+    b.loss[row] = FirstLane(SampleLoss(sample, terms));
+    if (b.grad == nullptr) continue;
+    const auto logit = V::Set(static_cast<typename V::Scalar>(target_logit));
+    const auto exp = Widen(Exp(logit, result.ref));
+    const Double2<F64> target_exp = {F64::Set(FirstLane(exp.hi)), F64::Set(FirstLane(exp.lo))};
+    const GradTerms<F64> grads = SampleGrad(sample, target_exp, terms);
+    WriteGrad(b, x, grad, kept, result.ref, grads, terms.smooth, target);
+  }
+}
+
+template <class T>
+void CrossEntropyCols(const LossBatch& b) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  using Scalar = typename V::Scalar;
+  constexpr int kLanes = V::kLanes;
+  const LossTerms<W> terms = MakeTerms<W>(b);
+  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, [&](size_t first, auto panel,
+                                                                    auto out) {
+    bool ignored[kLanes] = {};
+    size_t target[kLanes] = {};
+    Scalar logit[kLanes] = {};
+    double weight[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
+    for (int c = 0; c < panel.columns; ++c) {
+      const size_t sample = first + static_cast<size_t>(c);
+      ignored[c] = Ignored(b, sample);
+      if (ignored[c]) continue;
+      target[c] = static_cast<size_t>(b.targets[sample]);
+      logit[c] = LoadOne(Step<const T>(panel.x, target[c], panel.stride) + c);
+      weight[c] = WeightOf(b, target[c]);
+      coef[c] = b.coef[sample];
+    }
+    const V max = PanelMax(panel, b.n);
+    const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
+    Sample<W> sample;
+    sample.target = Widen(V::Load(logit));
+    sample.weight = W::Load(weight);
+    sample.coef = W::Load(coef);
+    sample.gap = ToDouble2(W::Set(0));
+    if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
+    const auto kept = KeepPanel(out, b.n, b.scratch);
+    sample.stats.max = Widen(max);
+    sample.stats.top = Widen(Exp(max, ref));
+    sample.stats.others =
+        b.grad == nullptr
+            ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
+            : PanelSum<true>(panel, b.n, max, ref,
+                             [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+    Store(SampleLoss(sample, terms), loss);
+    for (int c = 0; c < panel.columns; ++c) {
+      b.loss[first + static_cast<size_t>(c)] = ignored[c] ? 0 : loss[c];
+    }
+    if (b.grad == nullptr) return;
+    const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
+    const Factor<V> factor = MakeFactor<V>(grads.factor);
+    V* tag = nullptr;
+    Scalar live[kLanes];
+    for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
+    const auto is_live = Eq(V::Load(live), V::Set(1));
+    for (size_t i = 0; i < b.n; ++i) {
+      V g = factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref)));
+      if (terms.smooth) {
+        g = Sub(g, Narrow(Mul(grads.share, W::Set(b.weight == nullptr ? 1.0 : b.weight[i])), tag));
+      }
+      out.Store(i, IfThenElseZero(is_live, g));
+    }
+    Scalar at_target[kLanes];
+    Store(Narrow(grads.at_target, tag), at_target);
+    for (int c = 0; c < panel.columns; ++c) {
+      if (!ignored[c]) StoreN(V::Set(at_target[c]), Step<T>(out.out, target[c], out.stride) + c, 1);
+    }
+  });
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+// Calls f(grad, y, out, start, count) for the row, or for its chunks, which are written in place of
+// the gradient's.
+template <class T, class F>
+inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
+  if (b.chunked == nullptr) {
+    f(Step<const T>(b.grad, row, b.grad_stride), Step<const T>(b.y, row, b.y_stride),
+      Step<T>(b.out, row, b.out_stride), b.n);
+    return;
+  }
+  const ChunkIo& io = *b.chunked;
+  for (size_t start = 0; start < b.n; start += io.chunk) {
+    const size_t count = Min(io.chunk, b.n - start);
+    T* grad = static_cast<T*>(io.fetch(io.context, 0, start, count));
+    f(static_cast<const T*>(grad), static_cast<const T*>(io.fetch(io.context, 1, start, count)), grad,
+      count);
+    if (writes) io.put(io.context, 2, start, count);
+  }
+}
+
+// A running sum with its rounding errors.
+template <class W>
+struct ExactSum {
+  W sum = W::Set(0), error = W::Set(0);
+  void Add(Double2<W> x) {
+    const Double2<W> s = TwoSum(sum, x.hi);
+    sum = s.hi;
+    error = softlane::SOFTLANE_ISA::Add(error, softlane::SOFTLANE_ISA::Add(s.lo, x.lo));
+  }
+  double Total() const {
+    const Double2<F64> total = Safe(SumLanes(Double2<W>{sum, error}));
+    return FirstLane(total.hi) + FirstLane(total.lo);
+  }
+};
+
+// Terms are scaled by this before they are summed, so that the sum cannot overflow where the result
+// does not; float is summed in double.
+template <class V>
+constexpr double kSumDown = sizeof(typename V::Scalar) == 4 ? 1.0 : 0x1p-64;
+
+// x/T for an x that was rounded to W.
+template <class W>
+inline W DivideByTemperature(W x, const Scale& scale) {
+  if (scale.unit) return x;
+  return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
+}
+
+// y·(g - Σ g·y)/T as (y·g - y·Σ)/T: g - Σ may overflow where the product does not. y == 0 gives 0.
+template <class T>
+void SoftmaxBackwardRows(const BackwardBatch& b) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const W zero = W::Set(0);
+  V* tag = nullptr;
+  for (size_t row = 0; row < b.count; ++row) {
+    ExactSum<W> sum;
+    ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
+      for (size_t i = 0; i < count; i += V::kLanes) {
+        const int m = static_cast<int>(Min(V::kLanes, count - i));
+        const W yv = Widen(V::LoadN(y + i, m, 0));
+        const W gv = Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(kSumDown<V>));
+        sum.Add(TwoProd(IfThenElse(Eq(yv, zero), zero, gv), yv));
+      }
+    });
+    const W dot = W::Set(sum.Total());
+    ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
+      for (size_t i = 0; i < count; i += V::kLanes) {
+        const int m = static_cast<int>(Min(V::kLanes, count - i));
+        const W yv = Widen(V::LoadN(y + i, m, 0));
+        const W gv = Widen(V::LoadN(g + i, m, 0));
+        const W part = Mul(Mul(yv, dot), W::Set(1 / kSumDown<V>));
+        const W r = DivideByTemperature(MulAddExact(yv, gv, Sub(zero, part)), b.scale);
+        StoreN(Narrow(IfThenElse(Eq(yv, zero), zero, r), tag), out + i, m);
+      }
+    });
+  }
+}
+
+// (g - exp(y)·Σ g)/T; y == -inf gives g. exp(y)·Σ is formed with the exponents kept apart.
+template <class T>
+void LogSoftmaxBackwardRows(const BackwardBatch& b) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  using Scalar = typename V::Scalar;
+  using Format = ExpFormat<Scalar>;
+  const W zero = W::Set(0);
+  V* tag = nullptr;
+  const ExpFactor<V> k = UnitFactor<V>();
+  for (size_t row = 0; row < b.count; ++row) {
+    ExactSum<W> sum;
+    V top = V::Set(0);
+    ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
+      for (size_t i = 0; i < count; i += V::kLanes) {
+        const int m = static_cast<int>(Min(V::kLanes, count - i));
+        sum.Add(ToDouble2(Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(kSumDown<V>))));
+        top = Max(V::LoadN(y + i, m, 0), top);
+      }
+    });
+    // log-probabilities are <= 0; beyond these bounds exp overflows whatever it is multiplied by.
+    const Scalar limit = sizeof(Scalar) == 4 ? 250 : 2500;
+    const Scalar max = MaxLane(top) < limit ? MaxLane(top) : limit;
+    const ExpReference<V> ref = MakeReference(V::Set(max), k);
+    const double n = static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare -
+                                         FirstLane(ref.magic));
+    const double total = sum.Total();
+    const bool ordinary = total - total == 0 && total != 0;
+    const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
+    const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
+    // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
+    double shift = FirstLane(parts.exponent) + n - static_cast<double>(Format::kSpare) +
+                   (kSumDown<V> == 1 ? 0 : 64);
+    shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
+    const PowerScale<W> rescale(static_cast<int>(shift));
+    ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
+      for (size_t i = 0; i < count; i += V::kLanes) {
+        const int m = static_cast<int>(Min(V::kLanes, count - i));
+        const V yv = V::LoadN(y + i, m, 0);
+        const W gv = Widen(V::LoadN(g + i, m, 0));
+        const Double2<W> e = Widen(Exp(IfThenElse(Lt(V::Set(max), yv), V::Set(max), yv), ref));
+        const W product = rescale(Mul(Add(e.hi, e.lo), mantissa));
+        const auto gone = Eq(Widen(yv), W::Set(-kInf));
+        const W r = DivideByTemperature(Sub(gv, IfThenElse(gone, zero, product)), b.scale);
+        StoreN(Narrow(r, tag), out + i, m);
+      }
+    });
+  }
+}

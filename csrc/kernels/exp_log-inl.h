@@ -1,0 +1,325 @@
+// exp, log, expm1 and log1p on vectors, and the double-word arithmetic that they and the row
+// statistics need. Everything is a template over the vector type, so that rows, panels of columns
+// and every instruction set share one formulation and get the same bits.
+#pragma once
+
+// A vector of unevaluated sums hi + lo, |lo| <= ulp(hi)/2.
+template <class W>
+struct Double2 {
+  W hi, lo;
+};
+
+// s + err = a + b exactly (Knuth).
+template <class W>
+inline Double2<W> TwoSum(W a, W b) {
+  const W s = Add(a, b);
+  const W b_part = Sub(s, a);
+  return {s, Add(Sub(a, Sub(s, b_part)), Sub(b, b_part))};
+}
+// The same for |a| >= |b| or a == 0 (Dekker).
+template <class W>
+inline Double2<W> FastTwoSum(W a, W b) {
+  const W s = Add(a, b);
+  return {s, Sub(b, Sub(s, a))};
+}
+template <class W>
+inline Double2<W> TwoProd(W a, W b) {
+  const W p = Mul(a, b);
+  return {p, MulSub(a, b, p)};
+}
+template <class W>
+inline Double2<W> ToDouble2(W x) {
+  return {x, W::Set(0)};
+}
+template <class W>
+inline Double2<W> Add(Double2<W> a, Double2<W> b) {
+  const Double2<W> s = TwoSum(a.hi, b.hi);
+  return FastTwoSum(s.hi, Add(s.lo, Add(a.lo, b.lo)));
+}
+template <class W>
+inline Double2<W> Mul(Double2<W> a, Double2<W> b) {
+  const Double2<W> p = TwoProd(a.hi, b.hi);
+  return FastTwoSum(p.hi, Add(p.lo, MulAdd(a.hi, b.lo, Mul(a.lo, b.hi))));
+}
+template <class W>
+inline Double2<W> Div(Double2<W> a, Double2<W> b) {
+  const W q = Div(a.hi, b.hi);
+  const Double2<W> p = TwoProd(q, b.hi);
+  const W rest = Sub(Add(Sub(Sub(a.hi, p.hi), p.lo), a.lo), Mul(q, b.lo));
+  return FastTwoSum(q, Div(rest, b.hi));
+}
+// An infinite (or NaN) hi makes the error terms NaN: they are dropped.
+template <class W>
+inline W Collapse(Double2<W> a) {
+  const W zero = W::Set(0);
+  const auto finite = Eq(Sub(a.hi, a.hi), zero);
+  return Add(a.hi, IfThenElseZero(finite, a.lo));
+}
+
+// ---- exp ----------------------------------------------------------------------------------------
+
+// Format constants. `kSpare` moves the exponents up, so that results far below the maximum keep their
+// digits: exp is delivered as 2^kSpare * exp(x) / 2^N. `kFar`: at and beyond this |max * k| the maximum
+// is subtracted first; every element that matters is then within a factor 2 of it and the difference is
+// exact (Sterbenz): 150 + 25 binades in float, 1074 + 54 in double, are less than half of it.
+template <class Scalar>
+struct ExpFormat;
+template <>
+struct ExpFormat<float> {
+  static constexpr float kMagic = 0x1.8p20f;  // ulp 1/8: x*k + kMagic rounds x*k to eighths
+  static constexpr float kRound = 0x1.8p23f;
+  static constexpr float kBias = 127, kSpare = 64, kFloor = 125, kFar = 369;
+  static constexpr int kShift = 20;
+  static constexpr const float* kDelta = kExp2DeltaF;
+  static constexpr const int32_t* kTable = kExp2TableF_bits;
+};
+template <>
+struct ExpFormat<double> {
+  static constexpr double kMagic = 0x1.8p49;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr double kBias = 1023, kSpare = 500, kFloor = 1021, kFar = 4096;
+  static constexpr int kShift = 49;
+  static constexpr const double* kDelta = kExp2DeltaD;
+  static constexpr const int64_t* kTable = kExp2TableD_bits;
+};
+
+// log2(e)/T in the vector's format.
+template <class V>
+struct ExpFactor {
+  V hi, lo, inverse;
+};
+template <class V>
+inline ExpFactor<V> MakeFactor(const Scale& s) {
+  using Scalar = typename V::Scalar;
+  if constexpr (sizeof(Scalar) == 4) {
+    return {V::Set(s.kf_hi), V::Set(s.kf_lo), V::Set(static_cast<float>(s.inv_k))};
+  } else {
+    return {V::Set(s.k_hi), V::Set(s.k_lo), V::Set(s.inv_k)};
+  }
+}
+
+// log2(e) itself: no temperature.
+template <class V>
+inline ExpFactor<V> UnitFactor() {
+  using Scalar = typename V::Scalar;
+  const Scalar hi = static_cast<Scalar>(kLog2EHi);
+  const Scalar lo = static_cast<Scalar>(kLog2EHi - static_cast<double>(hi) + kLog2ELo);
+  return {V::Set(hi), V::Set(lo), V::Set(static_cast<Scalar>(kLn2DDHi))};
+}
+
+// What the exponents of a row are measured against (see MakeReference).
+template <class V>
+struct ExpReference {
+  ExpFactor<V> k;
+  V shift;   // subtracted from x first: 0, or the maximum
+  V magic;   // rounds to eighths and carries the exponent bias, kSpare and -N
+  V floor;   // smaller x count as this one: 2^-126 (float) is the smallest factor
+};
+
+// exp as the product scale * (1 + z): scale is 2^(q/8) rounded, |z| < 0.045.
+template <class V>
+struct ExpParts {
+  V scale, z;
+};
+
+// The reference for rows with maximum `max`: N = round(max*k), or x - max where max is far from zero.
+// A maximum of -inf, +inf or NaN makes every result NaN (inf - inf).
+template <class V>
+inline ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
+  using Format = ExpFormat<typename V::Scalar>;
+  const V scaled = Mul(max, k.hi);
+  const auto near = Lt(Abs(scaled), V::Set(Format::kFar));
+  const V round = V::Set(Format::kRound);
+  const V exponent = IfThenElseZero(near, Sub(Add(scaled, round), round));
+  ExpReference<V> ref;
+  ref.k = k;
+  ref.shift = IfThenElse(near, V::Set(0), max);
+  ref.magic = Sub(V::Set(Format::kMagic + Format::kBias + Format::kSpare), exponent);
+  ref.floor = Mul(Sub(exponent, V::Set(Format::kFloor + Format::kSpare)), k.inverse);
+  return ref;
+}
+
+template <class V>
+inline V Exp2Poly(V r) {
+  if constexpr (sizeof(typename V::Scalar) == 4) {
+    V w = MulAdd(r, V::Set(kExp2F[3]), V::Set(kExp2F[2]));
+    w = MulAdd(r, w, V::Set(kExp2F[1]));
+    return MulAdd(r, w, V::Set(kExp2F[0]));
+  } else {
+    V w = MulAdd(r, V::Set(kExp2D[7]), V::Set(kExp2D[6]));
+    w = MulAdd(r, w, V::Set(kExp2D[5]));
+    w = MulAdd(r, w, V::Set(kExp2D[4]));
+    w = MulAdd(r, w, V::Set(kExp2D[3]));
+    w = MulAdd(r, w, V::Set(kExp2D[2]));
+    w = MulAdd(r, w, V::Set(kExp2D[1]));
+    return MulAdd(r, w, V::Set(kExp2D[0]));
+  }
+}
+
+// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u relative
+// (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
+// 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
+template <class V>
+inline ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
+  using Format = ExpFormat<typename V::Scalar>;
+  x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
+  const V t = MulAdd(x, ref.k.hi, ref.magic);
+  const V n = Sub(t, ref.magic);
+  V r = MulAddExact(x, ref.k.hi, Sub(V::Set(0), n));
+  r = MulAdd(x, ref.k.lo, r);
+  const auto bits = BitsOf(t);
+  ExpParts<V> e;
+  e.scale =
+      FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
+  e.z = MulAdd(r, Exp2Poly(r), Lookup8(Format::kDelta, bits));
+  return e;
+}
+template <class V>
+inline V Value(ExpParts<V> e) {
+  return MulAddExact(e.z, e.scale, e.scale);
+}
+
+// ---- powers of two ------------------------------------------------------------------------------
+
+// A power of two; its exponent is that of a normal double.
+inline double PowerOfTwo(int exponent) {
+  const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
+  double x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// A factor b as mantissa * 2^exponent, |mantissa| in [1, 2), subnormal b too.
+template <class W>
+struct Decomposed {
+  W mantissa, exponent;
+};
+template <class W>
+inline Decomposed<W> Decompose(W b) {
+  using I = decltype(BitsOf(b));
+  const auto small = Lt(Abs(b), W::Set(0x1p-900));
+  const W scaled = IfThenElse(small, Mul(b, W::Set(0x1p200)), b);
+  const auto bits = BitsOf(scaled);
+  const auto biased = And(ShiftRight<52>(bits), I::Set(0x7ff));
+  const W exponent = Sub(FromBits(Add(biased, I::Set(0x4330000000000000))), W::Set(0x1p52 + 1023));
+  const auto mantissa = Or(And(bits, I::Set(INT64_C(-0x7ff0000000000001))),
+                           I::Set(INT64_C(0x3ff0000000000000)));
+  return {FromBits(mantissa), Sub(exponent, IfThenElseZero(small, W::Set(200)))};
+}
+
+// x * 2^exponent for |exponent| <= 2000, far outside a double's range, in two steps.
+template <class W>
+struct PowerScale {
+  W first, second;
+  explicit PowerScale(int exponent)
+      : first(W::Set(PowerOfTwo(exponent / 2))),
+        second(W::Set(PowerOfTwo(exponent - exponent / 2))) {}
+  W operator()(W x) const { return Mul(Mul(x, first), second); }
+};
+
+// ---- log ----------------------------------------------------------------------------------------
+
+// log(hi + lo) for a normal positive hi in double; relative error below 2^-61, also near 1, where hi
+// and lo carry the difference. Method: u = 2^k * m, r = m * invc - 1 by table, then the fdlibm
+// identity log1p(r) = r - (r²/2 - s*(r²/2 + R)). NaN gives NaN.
+template <class W>
+inline Double2<W> Log(Double2<W> u) {
+  const auto bits = BitsOf(u.hi);
+  using I = decltype(BitsOf(u.hi));
+  const auto rounded = Add(bits, I::Set(int64_t{1} << 48));
+  const auto biased = ShiftRight<52>(rounded);
+  const auto index = ShiftRight<49>(rounded);
+  const W down = FromBits(ShiftLeft<52>(Sub(I::Set(2046), biased)));
+  const W k = Sub(FromBits(Add(biased, I::Set(0x4330000000000000))), W::Set(0x1p52 + 1023));
+  const W m = Mul(u.hi, down);
+  const W invc = Lookup8(kLogInvC, index);
+  const Double2<W> p = TwoProd(m, invc);
+  const W r_hi = Sub(p.hi, W::Set(1));
+  const Double2<W> r = FastTwoSum(r_hi, MulAdd(Mul(u.lo, down), invc, p.lo));
+  const W s = Div(r.hi, Add(W::Set(2), r.hi));
+  const W z = Mul(s, s);
+  W poly = MulAdd(z, W::Set(kLogPoly[4]), W::Set(kLogPoly[3]));
+  poly = MulAdd(z, poly, W::Set(kLogPoly[2]));
+  poly = MulAdd(z, poly, W::Set(kLogPoly[1]));
+  poly = Mul(z, MulAdd(z, poly, W::Set(kLogPoly[0])));
+  const W half_square = Mul(W::Set(0.5), Mul(r.hi, r.hi));
+  const W tail = Sub(Mul(s, Add(half_square, poly)), half_square);
+  const W leading = MulAdd(k, W::Set(kLn2Hi), Lookup8(kLogCHi, index));
+  const W trailing = MulAdd(k, W::Set(kLn2Lo), Lookup8(kLogCLo, index));
+  const Double2<W> sum = TwoSum(leading, r.hi);
+  return FastTwoSum(sum.hi, Add(sum.lo, Add(trailing, Add(tail, r.lo))));
+}
+
+// log(1 + x) for x >= 0.
+template <class W>
+inline Double2<W> Log1p(Double2<W> x) {
+  Double2<W> u = TwoSum(W::Set(1), x.hi);
+  u.lo = Add(u.lo, x.lo);
+  return Log(u);
+}
+
+
+// ---- elementary functions over arrays, for the tests of their accuracy ---------------------------
+
+// Error bounds, measured: see tests/test_elementary.py.
+template <class V>
+struct Elementary {
+  using Scalar = typename V::Scalar;
+  using Format = ExpFormat<Scalar>;
+  static constexpr bool kFloat = sizeof(Scalar) == 4;
+  static constexpr Scalar kInfinity = std::numeric_limits<Scalar>::infinity();
+
+  // exp(x) * 2^-sign(x)*64 as parts, and the factor that undoes the power of two.
+  static ExpParts<V> Parts(V x, V* undo) {
+    const V zero = V::Set(0);
+    const auto negative = Lt(x, zero);
+    const Scalar spare = 64;
+    ExpReference<V> ref;
+    ref.k = UnitFactor<V>();
+    ref.shift = zero;
+    ref.magic = Add(V::Set(Format::kMagic + Format::kBias),
+                    IfThenElse(negative, V::Set(spare), V::Set(-spare)));
+    ref.floor = V::Set(-(Format::kFloor + spare) * static_cast<Scalar>(kLn2DDHi));
+    *undo = IfThenElse(negative, V::Set(static_cast<Scalar>(0x1p-64)),
+                       V::Set(static_cast<Scalar>(0x1p64)));
+    const V ceiling = V::Set((Format::kBias + 30) * static_cast<Scalar>(kLn2DDHi));
+    return softlane::SOFTLANE_ISA::Exp(IfThenElse(Lt(ceiling, x), ceiling, x), ref);
+  }
+  static V Exp(V x) {
+    V undo;
+    const ExpParts<V> e = Parts(x, &undo);
+    return Mul(Value(e), undo);
+  }
+  static V Expm1(V x) {
+    V undo;
+    const ExpParts<V> e = Parts(x, &undo);
+    const V one = Div(V::Set(1), undo);
+    const V r = Mul(MulAddExact(e.z, e.scale, Sub(e.scale, one)), undo);
+    return IfThenElse(Lt(Abs(x), V::Set(static_cast<Scalar>(kFloat ? 0x1p-40 : 0x1p-80))), x, r);
+  }
+
+  template <class W>
+  static W LogWide(W x) {
+    const auto small = Lt(x, W::Set(0x1p-1000));
+    const W scaled = IfThenElse(small, Mul(x, W::Set(0x1p100)), x);
+    const Double2<W> shift = {W::Set(-100 * kLn2Hi), W::Set(-100 * kLn2Lo)};
+    const Double2<W> log = softlane::SOFTLANE_ISA::Log(ToDouble2(scaled));
+    const Double2<W> lower = Add(log, shift);
+    const W finite = IfThenElse(small, Add(lower.hi, lower.lo), Add(log.hi, log.lo));
+    return Specials(x, W::Set(0), finite);
+  }
+  template <class W>
+  static W Log1pWide(W x) {
+    const Double2<W> log = softlane::SOFTLANE_ISA::Log1p(ToDouble2(x));
+    const W r = Specials(x, W::Set(-1), Add(log.hi, log.lo));
+    return IfThenElse(Eq(x, W::Set(0)), x, r);
+  }
+  // -inf at the pole, NaN beyond it, inf at inf, `inside` elsewhere.
+  template <class W>
+  static W Specials(W x, W pole, W inside) {
+    const double inf = std::numeric_limits<double>::infinity();
+    W r = IfThenElse(Eq(x, pole), W::Set(-inf), inside);
+    r = IfThenElse(Eq(x, W::Set(inf)), x, r);
+    return IfThenElse(Or(Lt(x, pole), IsNaN(x)), W::Set(inf - inf), r);
+  }
+};

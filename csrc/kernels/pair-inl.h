@@ -1,0 +1,199 @@
+// Vectors of a fixed number of virtual lanes (16 float, 8 double) out of whatever a register holds:
+// Pair<H> is two H side by side, and every operation of a vec_<isa>.h lifts to it. This is what gives
+// all instruction sets the same lanes, and so the same order of summation.
+#pragma once
+
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class H>
+struct Pair;
+
+template <class M>
+struct PairMask {
+  M a, b;
+};
+
+template <class H>
+struct Pair {
+  using Scalar = typename H::Scalar;
+  using Mask = PairMask<typename H::Mask>;
+  static constexpr int kHalf = H::kLanes;
+  static constexpr int kLanes = 2 * kHalf;
+  H a, b;
+  static Pair Set(Scalar x) { return {H::Set(x), H::Set(x)}; }
+  template <class T>
+  static Pair Load(const T* p) {
+    return {H::Load(p), H::Load(p + kHalf)};
+  }
+  template <class T>
+  static Pair LoadN(const T* p, int n, Scalar fill) {
+    return {H::LoadN(p, n, fill), n > kHalf ? H::LoadN(p + kHalf, n - kHalf, fill) : H::Set(fill)};
+  }
+  static Mask FirstN(int n) { return {H::FirstN(n), H::FirstN(n - kHalf)}; }
+};
+
+// Integer vectors lift without Load and Mask.
+template <class I>
+struct PairInt {
+  static constexpr int kLanes = 2 * I::kLanes;
+  I a, b;
+  template <class T>
+  static PairInt Set(T x) {
+    return {I::Set(x), I::Set(x)};
+  }
+};
+
+template <class V>
+struct BitsType {
+  using Type = typename V::Bits;
+};
+template <class H>
+struct BitsType<Pair<H>> {
+  using Type = PairInt<typename BitsType<H>::Type>;
+};
+template <class V>
+using BitsVec = typename BitsType<V>::Type;
+
+#define SOFTLANE_LIFT_1(Op)                       \
+  template <class H>                              \
+  inline Pair<H> Op(Pair<H> x) {                  \
+    return {Op(x.a), Op(x.b)};                    \
+  }
+#define SOFTLANE_LIFT_2(Op)                       \
+  template <class H>                              \
+  inline Pair<H> Op(Pair<H> x, Pair<H> y) {       \
+    return {Op(x.a, y.a), Op(x.b, y.b)};          \
+  }
+#define SOFTLANE_LIFT_3(Op)                                 \
+  template <class H>                                        \
+  inline Pair<H> Op(Pair<H> x, Pair<H> y, Pair<H> z) {      \
+    return {Op(x.a, y.a, z.a), Op(x.b, y.b, z.b)};          \
+  }
+#define SOFTLANE_LIFT_COMPARE(Op)                                         \
+  template <class H>                                                      \
+  inline PairMask<typename H::Mask> Op(Pair<H> x, Pair<H> y) {            \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                                  \
+  }
+#define SOFTLANE_LIFT_MASK(Op)                                      \
+  template <class M>                                                \
+  inline PairMask<M> Op(PairMask<M> x, PairMask<M> y) {             \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                            \
+  }
+#define SOFTLANE_LIFT_INT(Op)                               \
+  template <class I>                                        \
+  inline PairInt<I> Op(PairInt<I> x, PairInt<I> y) {        \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                    \
+  }
+#define SOFTLANE_LIFT_SHIFT(Op)                             \
+  template <int kBits, class I>                             \
+  inline PairInt<I> Op(PairInt<I> x) {                      \
+    return {Op<kBits>(x.a), Op<kBits>(x.b)};                \
+  }
+
+SOFTLANE_LIFT_1(Abs)
+SOFTLANE_LIFT_2(Add)
+SOFTLANE_LIFT_2(Sub)
+SOFTLANE_LIFT_2(Mul)
+SOFTLANE_LIFT_2(Div)
+SOFTLANE_LIFT_2(Max)
+SOFTLANE_LIFT_3(MulAdd)
+SOFTLANE_LIFT_3(MulAddExact)
+SOFTLANE_LIFT_3(NegMulAdd)
+SOFTLANE_LIFT_3(MulSub)
+SOFTLANE_LIFT_COMPARE(Lt)
+SOFTLANE_LIFT_COMPARE(Eq)
+SOFTLANE_LIFT_MASK(And)
+SOFTLANE_LIFT_MASK(Or)
+SOFTLANE_LIFT_MASK(AndNot)
+SOFTLANE_LIFT_INT(Add)
+SOFTLANE_LIFT_INT(Sub)
+SOFTLANE_LIFT_INT(And)
+SOFTLANE_LIFT_INT(Or)
+SOFTLANE_LIFT_SHIFT(ShiftLeft)
+SOFTLANE_LIFT_SHIFT(ShiftRight)
+
+#undef SOFTLANE_LIFT_1
+#undef SOFTLANE_LIFT_2
+#undef SOFTLANE_LIFT_3
+#undef SOFTLANE_LIFT_COMPARE
+#undef SOFTLANE_LIFT_MASK
+#undef SOFTLANE_LIFT_INT
+#undef SOFTLANE_LIFT_SHIFT
+
+// Two halves side by side, whichever kind they are: an integer half is one without a Mask.
+template <class H, class = typename H::Mask>
+inline Pair<H> Join(H a, H b) {
+  return {a, b};
+}
+template <class I, class... None>
+inline PairInt<I> Join(I a, I b, None...) {
+  return {a, b};
+}
+
+template <class H>
+inline PairMask<typename H::Mask> IsNaN(Pair<H> x) {
+  return {IsNaN(x.a), IsNaN(x.b)};
+}
+template <class H>
+inline Pair<H> IfThenElse(PairMask<typename H::Mask> m, Pair<H> x, Pair<H> y) {
+  return {IfThenElse(m.a, x.a, y.a), IfThenElse(m.b, x.b, y.b)};
+}
+template <class H>
+inline Pair<H> IfThenElseZero(PairMask<typename H::Mask> m, Pair<H> x) {
+  return {IfThenElseZero(m.a, x.a), IfThenElseZero(m.b, x.b)};
+}
+template <class M>
+inline bool AnyTrue(PairMask<M> m) {
+  return AnyTrue(Or(m.a, m.b));
+}
+template <class H>
+inline PairInt<typename BitsType<H>::Type> BitsOf(Pair<H> x) {
+  return {BitsOf(x.a), BitsOf(x.b)};
+}
+template <class I>
+inline auto FromBits(PairInt<I> x) -> Pair<decltype(FromBits(x.a))> {
+  return {FromBits(x.a), FromBits(x.b)};
+}
+template <class T, class I>
+inline auto Lookup8(const T* table, PairInt<I> index) {
+  return Join(Lookup8(table, index.a), Lookup8(table, index.b));
+}
+
+template <class H>
+inline auto Promote(Pair<H> x) -> Pair<decltype(Promote(x.a))> {
+  return {Promote(x.a), Promote(x.b)};
+}
+template <class H>
+inline auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
+  return {Demote(x.a), Demote(x.b)};
+}
+
+// Lane i gets lane i ^ kDistance.
+template <int kDistance, class H>
+inline Pair<H> SwapLanes(Pair<H> x) {
+  if constexpr (kDistance == H::kLanes) {
+    return {x.b, x.a};
+  } else {
+    return {SwapLanes<kDistance>(x.a), SwapLanes<kDistance>(x.b)};
+  }
+}
+template <class H>
+inline typename H::Scalar FirstLane(Pair<H> x) {
+  return FirstLane(x.a);
+}
+
+template <class H, class T>
+inline void Store(Pair<H> x, T* p) {
+  Store(x.a, p);
+  Store(x.b, p + H::kLanes);
+}
+template <class H, class T>
+inline void StoreN(Pair<H> x, T* p, int n) {
+  StoreN(x.a, p, n);
+  if (n > H::kLanes) StoreN(x.b, p + H::kLanes, n - H::kLanes);
+}

@@ -1,0 +1,775 @@
+// The row and column kernels of the softmax family. A row kernel sees one contiguous row (or its
+// chunks), a column kernel a panel of adjacent columns, one a lane; both sum in the same virtual lanes
+// and reduce in the same tree, so a row has the same bits wherever it lies.
+#pragma once
+
+template <class T>
+struct VecOf {
+  using Type = F32;
+};
+template <>
+struct VecOf<double> {
+  using Type = F64;
+};
+template <class T>
+using Vec = typename VecOf<T>::Type;
+using D16 = decltype(Promote(F32::Set(0)));
+
+// The sums of a block of kBlock elements are kept in short accumulators and then moved to the long ones.
+constexpr size_t kBlock = 128;
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+inline size_t Min(size_t a, size_t b) { return a < b ? a : b; }
+
+// Element (or row) `i` of an array with a stride in bytes.
+template <class T>
+inline T* Step(const void* base, size_t i, ptrdiff_t stride) {
+  const char* p = static_cast<const char*>(base) + static_cast<ptrdiff_t>(i) * stride;
+  return reinterpret_cast<T*>(const_cast<char*>(p));
+}
+
+// The vector of doubles with a lane for each of V's.
+template <class V>
+struct WideOf;
+template <>
+struct WideOf<F32> {
+  using Type = D16;
+};
+template <>
+struct WideOf<F64> {
+  using Type = F64;
+};
+template <class V>
+using Wide = typename WideOf<V>::Type;
+
+inline D16 Widen(F32 x) { return Promote(x); }
+inline F64 Widen(F64 x) { return x; }
+inline F32 Narrow(D16 x, F32*) { return Demote(x); }
+inline F64 Narrow(F64 x, F64*) { return x; }
+
+// ---- sums of exp --------------------------------------------------------------------------------
+
+// Σ scale*(1 + z), in float: scale in double lanes, the small z*scale (4.5 % of the whole) in float
+// over at most 8 additions; in double: scale with its rounding errors, z*scale over at most 16.
+// Relative error below 0.4 u whatever the length.
+template <class V>
+struct ExpSum;
+template <>
+struct ExpSum<F32> {
+  D16 sum = D16::Set(0);
+  F32 part = F32::Set(0);
+  void Add(ExpParts<F32> e) {
+    sum = softlane::SOFTLANE_ISA::Add(sum, Promote(e.scale));
+    part = MulAdd(e.z, e.scale, part);
+  }
+  void Flush() {
+    sum = softlane::SOFTLANE_ISA::Add(sum, Promote(part));
+    part = F32::Set(0);
+  }
+  D16 Total() const { return sum; }
+};
+template <>
+struct ExpSum<F64> {
+  F64 sum = F64::Set(0), part = F64::Set(0), error = F64::Set(0);
+  void Add(ExpParts<F64> e) {
+    const Double2<F64> s = TwoSum(sum, e.scale);
+    sum = s.hi;
+    part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, e.scale, part), s.lo);
+  }
+  void Flush() {
+    const Double2<F64> s = TwoSum(sum, part);
+    sum = s.hi;
+    error = softlane::SOFTLANE_ISA::Add(error, s.lo);
+    part = F64::Set(0);
+  }
+  Double2<F64> Total() const { return {sum, error}; }
+};
+
+// The sum of all lanes, in every lane: i + (i ^ 8) of 16 lanes, then 4, 2, 1.
+template <class W>
+inline W AddLanes(W a, W b) {
+  return Add(a, b);
+}
+template <class W>
+inline Double2<W> AddLanes(Double2<W> a, Double2<W> b) {
+  const Double2<W> s = TwoSum(a.hi, b.hi);
+  return {s.hi, Add(s.lo, Add(a.lo, b.lo))};
+}
+template <int kDistance>
+inline Double2<F64> SwapLanes(Double2<F64> x) {
+  return {SwapLanes<kDistance>(x.hi), SwapLanes<kDistance>(x.lo)};
+}
+template <class S>
+inline S SumLanes(S x) {
+  x = AddLanes(x, SwapLanes<4>(x));
+  x = AddLanes(x, SwapLanes<2>(x));
+  return AddLanes(x, SwapLanes<1>(x));
+}
+inline F64 SumLanes(D16 x) { return SumLanes(Add(x.a, x.b)); }
+template <class W>
+inline Double2<W> ToDouble2(Double2<W> x) {
+  return x;
+}
+inline float MaxLane(F32 x) {
+  x = Max(x, SwapLanes<8>(x));
+  x = Max(x, SwapLanes<4>(x));
+  x = Max(x, SwapLanes<2>(x));
+  return FirstLane(Max(x, SwapLanes<1>(x)));
+}
+inline double MaxLane(F64 x) {
+  x = Max(x, SwapLanes<4>(x));
+  x = Max(x, SwapLanes<2>(x));
+  return FirstLane(Max(x, SwapLanes<1>(x)));
+}
+
+// ---- the statistics of rows ---------------------------------------------------------------------
+
+// One row for each lane of W. `others` is Σ exp without the first maximum, `top` the maximum's own
+// exp, both in units of 2^(N - kSpare).
+template <class W>
+struct Stats {
+  W max;
+  Double2<W> others, top;
+  Double2<W> Sum() const { return Add(others, top); }
+  Double2<W> LogSum() const { return Log1p(Div(others, top)); }
+};
+
+// scale * (1 + z) in double, or as a sum of two doubles.
+inline Double2<D16> Widen(ExpParts<F32> e) {
+  const D16 scale = Promote(e.scale);
+  return ToDouble2(MulAdd(Promote(e.z), scale, scale));
+}
+inline Double2<F64> Widen(ExpParts<F64> e) {
+  const Double2<F64> p = TwoProd(e.z, e.scale);
+  const Double2<F64> s = FastTwoSum(e.scale, p.hi);
+  return {s.hi, Add(s.lo, p.lo)};
+}
+
+// The factor by which stored exps become results, split in two: result = (e*hi + e*lo) * down.
+// `down` is 2^-32, so that e*lo keeps its digits where the result is tiny or subnormal.
+template <class V>
+struct Factor {
+  V hi, lo, down;
+  V operator()(V e) const { return Mul(MulAddExact(e, hi, Mul(e, lo)), down); }
+};
+template <class V>
+inline Factor<V> MakeFactor(Double2<Wide<V>> coef) {
+  using W = Wide<V>;
+  V* tag = nullptr;
+  // Large factors (a gradient's) are left alone, lest they overflow.
+  const auto small = Lt(Abs(coef.hi), W::Set(0x1p-32));
+  const W up = IfThenElse(small, W::Set(0x1p32), W::Set(1));
+  const W down = IfThenElse(small, W::Set(0x1p-32), W::Set(1));
+  const W scaled = Mul(coef.hi, up);
+  const V hi = Narrow(scaled, tag);
+  const W rest = Add(Sub(scaled, Widen(hi)), Mul(coef.lo, up));
+  return {hi, Narrow(rest, tag), Narrow(down, tag)};
+}
+
+// log_softmax of one element: (x - max)/T - log_sum. Both terms have one sign, so the error is the
+// three roundings; with a temperature the rounding of x - max is carried along.
+template <class V>
+struct LogMap {
+  V max, inv_hi, inv_lo, log_sum, log_sum_lo;
+  V Unit(V x) const { return Sub(Sub(x, max), log_sum); }
+  V Scaled(V x) const {
+    const V zero = V::Set(0);
+    const Double2<V> d = TwoSum(x, Sub(zero, max));
+    const V small = Sub(MulAdd(d.hi, inv_lo, Mul(d.lo, inv_hi)), log_sum_lo);
+    const V finite = IfThenElseZero(Eq(Sub(d.hi, d.hi), zero), small);
+    return Add(MulAddExact(d.hi, inv_hi, Sub(zero, log_sum)), finite);
+  }
+};
+template <class V>
+inline LogMap<V> MakeLogMap(V max, Double2<Wide<V>> log_sum, const Scale& scale) {
+  V* tag = nullptr;
+  LogMap<V> map;
+  map.max = max;
+  if constexpr (sizeof(typename V::Scalar) == 4) {
+    map.inv_hi = V::Set(scale.invf_hi);
+    map.inv_lo = V::Set(scale.invf_lo);
+  } else {
+    map.inv_hi = V::Set(scale.inv_hi);
+    map.inv_lo = V::Set(scale.inv_lo);
+  }
+  map.log_sum = Narrow(log_sum.hi, tag);
+  map.log_sum_lo = Narrow(Add(Sub(log_sum.hi, Widen(map.log_sum)), log_sum.lo), tag);
+  return map;
+}
+
+// log Σ exp(x) without a temperature; SciPy's answers for rows of infinities. `others` of a row with
+// a NaN is NaN.
+inline double LogSumExpOf(double max, double log_sum_hi, double log_sum_lo, bool has_nan) {
+  if (max == kInf || max == -kInf) return has_nan ? kInf - kInf : max;
+  const double s = max + log_sum_hi;
+  const double part = s - max;
+  return s + (((max - (s - part)) + (log_sum_hi - part)) + log_sum_lo);
+}
+
+// ---- rows ---------------------------------------------------------------------------------------
+
+// Calls f(data, start, count) for the row, or for its chunks.
+template <class T, class F>
+inline void ForChunks(const T* row, size_t n, const ChunkIo* io, int operand, F f) {
+  if (io == nullptr) {
+    f(row, size_t{0}, n);
+    return;
+  }
+  for (size_t start = 0; start < n; start += io->chunk) {
+    const size_t count = Min(io->chunk, n - start);
+    f(static_cast<const T*>(io->fetch(io->context, operand, start, count)), start, count);
+  }
+}
+
+// out[i] = f(x[i]) for a row, or in place for its chunks. f takes (position, vector).
+template <class V, class T, class U, class F>
+inline void MapRow(const T* x, U* out, size_t n, F f) {
+  constexpr size_t kLanes = V::kLanes;
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Store(f(i, V::Load(x + i)), out + i);
+  if (i < n) {
+    const int count = static_cast<int>(n - i);
+    StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
+  }
+}
+template <class T, class F>
+inline void MapChunks(const T* x, T* out, size_t n, const ChunkIo* io, int out_operand, F f) {
+  ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
+    T* to = io == nullptr ? out : const_cast<T*>(p);
+    MapRow<Vec<T>>(p, to, count, [&](size_t, Vec<T> v) { return f(v); });
+    if (io != nullptr) io->put(io->context, out_operand, start, count);
+  });
+}
+
+// The largest element that is not a NaN; -inf if there is none.
+template <class V, class T>
+inline V RunningMax(const T* x, size_t n, V max) {
+  constexpr size_t kLanes = V::kLanes;
+  V m0 = max, m1 = max, m2 = max, m3 = max;
+  size_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    m0 = Max(V::Load(x + i), m0);
+    m1 = Max(V::Load(x + i + kLanes), m1);
+    m2 = Max(V::Load(x + i + 2 * kLanes), m2);
+    m3 = Max(V::Load(x + i + 3 * kLanes), m3);
+  }
+  for (; i + kLanes <= n; i += kLanes) m0 = Max(V::Load(x + i), m0);
+  if (i < n) {
+    m1 = Max(V::LoadN(x + i, static_cast<int>(n - i), static_cast<typename V::Scalar>(-kInf)), m1);
+  }
+  return Max(Max(m0, m1), Max(m2, m3));
+}
+template <class T>
+inline auto RowMax(const T* row, size_t n, const ChunkIo* io) {
+  using V = Vec<T>;
+  V max = V::Set(static_cast<typename V::Scalar>(-kInf));
+  ForChunks(row, n, io, 0,
+            [&](const T* x, size_t, size_t count) { max = RunningMax<V>(x, count, max); });
+  return MaxLane(max);
+}
+
+template <class T>
+inline typename Vec<T>::Scalar LoadOne(const T* x) {
+  return FirstLane(Vec<T>::LoadN(x, 1, 0));
+}
+
+// The position of the first element equal to `value` (n if there is none).
+template <class T>
+inline size_t FindFirst(const T* x, size_t n, typename Vec<T>::Scalar value) {
+  using V = Vec<T>;
+  constexpr size_t kLanes = V::kLanes;
+  const V wanted = V::Set(value);
+  size_t i = 0;
+  while (i + kLanes <= n && !AnyTrue(Eq(V::Load(x + i), wanted))) i += kLanes;
+  while (i < n && !(LoadOne(x + i) == value)) ++i;
+  return i;
+}
+
+template <class T>
+inline bool HasNaN(const T* row, size_t n, const ChunkIo* io) {
+  using V = Vec<T>;
+  bool found = false;
+  ForChunks(row, n, io, 0, [&](const T* x, size_t, size_t count) {
+    for (size_t i = 0; i < count; i += V::kLanes) {
+      const int m = static_cast<int>(Min(V::kLanes, count - i));
+      found = found || AnyTrue(IsNaN(V::LoadN(x + i, m, 0)));
+    }
+  });
+  return found;
+}
+
+// Adds the exps of x[0..n) but for x[skip] to `total`, and keeps all of them, rounded, where `kept` is
+// not null. Every call but the last of a row has an n that is a multiple of kBlock.
+template <bool kKeep, class V, class T>
+inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_t skip,
+                   typename V::Scalar* kept, ExpSum<V>& total) {
+  constexpr size_t kLanes = V::kLanes;
+  const ExpReference<V> ref = reference;
+  ExpSum<V> sum = total;
+  for (size_t i = 0; i < n;) {
+    const size_t end = Min(n, i + kBlock);
+    if (end - i == kBlock && skip - i >= kBlock) {  // unsigned: skip is not in the block
+      for (; i < end; i += kLanes) {
+        const ExpParts<V> e = Exp(V::Load(x + i), ref);
+        if constexpr (kKeep) Store(Value(e), kept + i);
+        sum.Add(e);
+      }
+    } else {
+      for (; i < end; i += kLanes) {
+        const int count = static_cast<int>(Min(kLanes, end - i));
+        ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<typename V::Scalar>(-kInf)), ref);
+        if constexpr (kKeep) StoreN(Value(e), kept + i, count);
+        auto keep = V::FirstN(count);
+        if (skip - i < kLanes) {
+          const int lane = static_cast<int>(skip - i);
+          keep = AndNot(AndNot(V::FirstN(lane), V::FirstN(lane + 1)), keep);
+        }
+        e.scale = IfThenElseZero(keep, e.scale);
+        sum.Add(e);
+      }
+      i = end;
+    }
+    sum.Flush();
+  }
+  total = sum;
+}
+
+// The exps of a whole row: kept in `kept`, or only summed.
+template <class T>
+inline auto RowSum(const T* x, size_t n, const ChunkIo* io, const ExpReference<Vec<T>>& ref,
+                   size_t skip, typename Vec<T>::Scalar* kept) {
+  ExpSum<Vec<T>> sum;
+  if (kept != nullptr) {
+    SumExp<true>(x, n, ref, skip, kept, sum);
+  } else {
+    ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
+      SumExp<false>(p, count, ref, skip - start, kept, sum);
+    });
+  }
+  return ToDouble2(SumLanes(sum.Total()));
+}
+
+// Where a row's exps can be kept between the two sweeps: the output itself if it has the computing
+// type, else the scratch; null where neither will do and they are computed twice.
+template <class T>
+inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t n, const ChunkIo* io, void* scratch) {
+  using Scalar = typename Vec<T>::Scalar;
+  if (io != nullptr) return nullptr;
+  if constexpr (sizeof(Scalar) == sizeof(T)) {
+    return out;
+  } else {
+    return n * sizeof(Scalar) <= kScratchBytes ? static_cast<Scalar*>(scratch) : nullptr;
+  }
+}
+
+template <class T>
+struct RowResult {
+  Stats<F64> stats;
+  ExpReference<Vec<T>> ref;
+};
+
+template <class T>
+inline RowResult<T> RowStats(const T* x, size_t n, const ChunkIo* io, const Scale& scale,
+                             typename Vec<T>::Scalar* kept) {
+  using V = Vec<T>;
+  const auto max = RowMax(x, n, io);
+  const ExpReference<V> ref = MakeReference(V::Set(max), MakeFactor<V>(scale));
+  size_t skip = n;
+  ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
+    if (skip == n) {
+      const size_t at = FindFirst(p, count, max);
+      if (at < count) skip = start + at;
+    }
+  });
+  Stats<F64> stats;
+  stats.max = F64::Set(static_cast<double>(max));
+  stats.others = RowSum(x, n, io, ref, skip, kept);
+  const auto top = Widen(Exp(V::Set(max), ref));
+  stats.top = {F64::Set(FirstLane(top.hi)), F64::Set(FirstLane(top.lo))};
+  return {stats, ref};
+}
+
+template <class V>
+inline Double2<Wide<V>> Broadcast(Double2<F64> x) {
+  using W = Wide<V>;
+  return {W::Set(FirstLane(x.hi)), W::Set(FirstLane(x.lo))};
+}
+
+template <class T>
+void SoftmaxRows(const Batch& b) {
+  using V = Vec<T>;
+  const ExpFactor<V> k = MakeFactor<V>(b.scale);
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    T* out = Step<T>(b.out, row, b.out_stride);
+    const ExpReference<V> ref = MakeReference(V::Set(RowMax(x, b.n, b.chunked)), k);
+    auto* kept = ExpBuffer(out, b.n, b.chunked, b.scratch);
+    const Double2<F64> sum = RowSum(x, b.n, b.chunked, ref, b.n, kept);
+    const Factor<V> factor = MakeFactor<V>(Broadcast<V>(Div(ToDouble2(F64::Set(1)), sum)));
+    if (kept != nullptr) {
+      MapRow<V>(kept, out, b.n, [&](size_t, V e) { return factor(e); });
+    } else {
+      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return factor(Value(Exp(v, ref))); });
+    }
+  }
+}
+
+template <class T>
+void LogSoftmaxRows(const Batch& b) {
+  using V = Vec<T>;
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    T* out = Step<T>(b.out, row, b.out_stride);
+    const Stats<F64> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
+    const auto max = static_cast<typename V::Scalar>(FirstLane(stats.max));
+    const LogMap<V> map = MakeLogMap<V>(V::Set(max), Broadcast<V>(stats.LogSum()), b.scale);
+    if (b.scale.unit) {
+      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
+    } else {
+      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
+    }
+  }
+}
+
+template <class T>
+void LogSumExpRows(const Batch& b) {
+  double* out = static_cast<double*>(b.out);
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    const Stats<F64> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
+    const Double2<F64> log_sum = stats.LogSum();
+    const double max = FirstLane(stats.max);
+    const bool has_nan = (max == kInf || max == -kInf) && HasNaN(x, b.n, b.chunked);
+    out[row] = LogSumExpOf(max, FirstLane(log_sum.hi), FirstLane(log_sum.lo), has_nan);
+  }
+}
+
+// ---- columns ------------------------------------------------------------------------------------
+
+// Up to one vector of adjacent columns; element i of each is `stride` bytes on from the one before.
+template <class T, bool kFull>
+struct Panel {
+  using V = Vec<T>;
+  const T* x;
+  ptrdiff_t stride;
+  int columns;
+  V Load(size_t i) const {
+    const T* p = Step<const T>(x, i, stride);
+    return kFull ? V::Load(p) : V::LoadN(p, columns, 0);
+  }
+};
+template <class T, bool kFull>
+struct OutPanel {
+  using V = Vec<T>;
+  T* out;
+  ptrdiff_t stride;
+  int columns;
+  V Load(size_t i) const { return Panel<T, kFull>{out, stride, columns}.Load(i); }
+  void Store(size_t i, V v) const {
+    T* p = Step<T>(out, i, stride);
+    if (kFull) {
+      softlane::SOFTLANE_ISA::Store(v, p);
+    } else {
+      StoreN(v, p, columns);
+    }
+  }
+};
+
+// Calls f(first column, Panel, OutPanel) for every panel of the batch.
+template <class T, class F>
+inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
+                      size_t count, F f) {
+  constexpr size_t kLanes = Vec<T>::kLanes;
+  size_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    f(c, Panel<T, true>{static_cast<const T*>(x) + c, x_stride, Vec<T>::kLanes},
+      OutPanel<T, true>{static_cast<T*>(out) + c, out_stride, Vec<T>::kLanes});
+  }
+  if (c < count) {
+    const int columns = static_cast<int>(count - c);
+    f(c, Panel<T, false>{static_cast<const T*>(x) + c, x_stride, columns},
+      OutPanel<T, false>{static_cast<T*>(out) + c, out_stride, columns});
+  }
+}
+
+// The tree of SumLanes over lanes that are vectors. Only the first `live` lanes hold anything but zero,
+// so the other additions are left out.
+template <class S, size_t kLanes>
+inline S FoldLanes(S (&sums)[kLanes], size_t live) {
+  for (size_t distance = kLanes / 2; distance > 0; distance /= 2) {
+    for (size_t lane = 0; lane < distance && lane + distance < live; ++lane) {
+      sums[lane] = AddLanes(sums[lane], sums[lane + distance]);
+    }
+  }
+  return sums[0];
+}
+
+template <class P>
+inline typename P::V PanelMax(const P& panel, size_t n) {
+  using V = typename P::V;
+  V m0 = V::Set(static_cast<typename V::Scalar>(-kInf)), m1 = m0;
+  size_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    m0 = Max(panel.Load(i), m0);
+    m1 = Max(panel.Load(i + 1), m1);
+  }
+  if (i < n) m0 = Max(panel.Load(i), m0);
+  return Max(m0, m1);
+}
+
+// The exps of a panel, summed in the virtual lanes of a row; kSkip leaves out each column's first
+// maximum; keep(i, exp) is shown all of them.
+template <bool kSkip, class P, class V, class Keep>
+inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, V max, const ExpReference<V>& ref,
+                                 Keep keep) {
+  constexpr size_t kLanes = V::kLanes;
+  ExpSum<V> lanes[kLanes];
+  auto seen = V::FirstN(0);
+  for (size_t start = 0; start < n; start += kBlock) {
+    const size_t end = Min(n, start + kBlock);
+    for (size_t i = start; i < end; ++i) {
+      const V x = panel.Load(i);
+      ExpParts<V> e = Exp(x, ref);
+      keep(i, e);
+      if constexpr (kSkip) {
+        const auto here = AndNot(seen, Eq(x, max));
+        seen = Or(seen, here);
+        e.scale = IfThenElse(here, V::Set(0), e.scale);
+      }
+      lanes[i % kLanes].Add(e);
+    }
+    for (size_t lane = 0; lane < Min(kLanes, n); ++lane) lanes[lane].Flush();
+  }
+  decltype(lanes[0].Total()) sums[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
+  return ToDouble2(FoldLanes(sums, Min(kLanes, n)));
+}
+
+// The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
+template <class T, bool kFull>
+struct KeptPanel {
+  using V = Vec<T>;
+  using Scalar = typename V::Scalar;
+  OutPanel<T, kFull> out;
+  Scalar* scratch;
+  static constexpr bool kInOutput = sizeof(T) == sizeof(Scalar);
+  bool Keeps() const { return kInOutput || scratch != nullptr; }
+  void Store(size_t i, V e) const {
+    if constexpr (kInOutput) {
+      out.Store(i, e);
+    } else if (scratch != nullptr) {
+      softlane::SOFTLANE_ISA::Store(e, scratch + i * V::kLanes);
+    }
+  }
+  V Load(size_t i) const {
+    if constexpr (kInOutput) {
+      return out.Load(i);
+    } else {
+      return V::Load(scratch + i * V::kLanes);
+    }
+  }
+};
+template <class T, bool kFull>
+inline KeptPanel<T, kFull> KeepPanel(OutPanel<T, kFull> out, size_t n, void* scratch) {
+  using Scalar = typename Vec<T>::Scalar;
+  const bool fits = n <= kScratchBytes / (sizeof(Scalar) * Vec<T>::kLanes);
+  return {out, fits ? static_cast<Scalar*>(scratch) : nullptr};
+}
+
+template <class T>
+void SoftmaxCols(const Batch& b) {
+  using V = Vec<T>;
+  const ExpFactor<V> k = MakeFactor<V>(b.scale);
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, [&](size_t, auto panel, auto out) {
+    const V max = PanelMax(panel, b.n);
+    const ExpReference<V> ref = MakeReference(max, k);
+    const auto kept = KeepPanel(out, b.n, b.scratch);
+    const auto sum = PanelSum<false>(panel, b.n, max, ref,
+                                     [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+    const Factor<V> factor = MakeFactor<V>(Div(ToDouble2(Wide<V>::Set(1)), sum));
+    for (size_t i = 0; i < b.n; ++i) {
+      out.Store(i, factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref))));
+    }
+  });
+}
+
+template <class P>
+inline Stats<Wide<typename P::V>> PanelStats(const P& panel, size_t n, const Scale& scale) {
+  using V = typename P::V;
+  const V max = PanelMax(panel, n);
+  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(scale));
+  return {Widen(max), PanelSum<true>(panel, n, max, ref, [](size_t, ExpParts<V>) {}),
+          Widen(Exp(max, ref))};
+}
+
+template <class T>
+void LogSoftmaxCols(const Batch& b) {
+  using V = Vec<T>;
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, [&](size_t, auto panel, auto out) {
+    const auto stats = PanelStats(panel, b.n, b.scale);
+    V* tag = nullptr;
+    const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), stats.LogSum(), b.scale);
+    for (size_t i = 0; i < b.n; ++i) {
+      const V x = panel.Load(i);
+      out.Store(i, b.scale.unit ? map.Unit(x) : map.Scaled(x));
+    }
+  });
+}
+
+template <class T>
+void LogSumExpCols(const Batch& b) {
+  using W = Wide<Vec<T>>;
+  double* out = static_cast<double*>(b.out);
+  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, [&](size_t first, auto panel, auto) {
+    const auto stats = PanelStats(panel, b.n, b.scale);
+    const Double2<W> log_sum = stats.LogSum();
+    double max[W::kLanes], hi[W::kLanes], lo[W::kLanes];
+    Store(stats.max, max);
+    Store(log_sum.hi, hi);
+    Store(log_sum.lo, lo);
+    for (int c = 0; c < panel.columns; ++c) {
+      bool has_nan = false;
+      if (max[c] == kInf || max[c] == -kInf) {
+        for (size_t i = 0; i < b.n; ++i) {
+          const auto x = LoadOne(Step<const T>(panel.x, i, panel.stride) + c);
+          has_nan = has_nan || x != x;
+        }
+      }
+      out[first + static_cast<size_t>(c)] = LogSumExpOf(max[c], hi[c], lo[c], has_nan);
+    }
+  });
+}
+
+// ---- weighted sums ------------------------------------------------------------------------------
+
+// log|Σ b·exp(x)| and its sign. The exponent of b joins that of exp(x), so no product overflows; an
+// element with b == 0 has no part, whatever x holds.
+inline void LogSumExpWeighted(const WeightedBatch& w) {
+  using V = F64;
+  constexpr size_t kLanes = V::kLanes;
+  const V zero = V::Set(0);
+  const ExpFactor<V> k = UnitFactor<V>();
+  // Calls f(x, b) for each vector; where b is 0, x is -inf.
+  const auto for_vectors = [&](auto f) {
+    ForChunks(w.x, w.n, w.chunked, 0, [&](const double* x, size_t start, size_t chunk) {
+      const double* b = w.b + start;
+      if (w.chunked != nullptr) {
+        b = static_cast<const double*>(w.chunked->fetch(w.chunked->context, 1, start, chunk));
+      }
+      for (size_t i = 0; i < chunk; i += kLanes) {
+        const int count = static_cast<int>(Min(kLanes, chunk - i));
+        const V bv = V::LoadN(b + i, count, 0);
+        f(IfThenElse(Eq(bv, zero), V::Set(-kInf), V::LoadN(x + i, count, -kInf)), bv);
+      }
+    });
+  };
+  // The extremes first: NaN, infinite terms, the largest x and the largest x·k + exponent of b.
+  bool nan = false, plus = false, minus = false;
+  V top = V::Set(-kInf);
+  for_vectors([&](V x, V b) {
+    const V term = Mul(b, IfThenElse(Eq(x, V::Set(-kInf)), zero, V::Set(1)));
+    nan = nan || AnyTrue(IsNaN(x)) || AnyTrue(IsNaN(term));
+    const auto infinite = Or(Eq(x, V::Set(kInf)), Eq(Abs(term), V::Set(kInf)));
+    plus = plus || AnyTrue(And(infinite, Lt(zero, b)));
+    minus = minus || AnyTrue(And(infinite, Lt(b, zero)));
+    top = Max(x, top);
+  });
+  *w.sign = 1;
+  *w.result = kInf - kInf;
+  if (nan || (plus && minus)) {
+    *w.sign = *w.result;
+    return;
+  }
+  if (plus || minus) {
+    *w.sign = plus ? 1 : -1;
+    *w.result = kInf;
+    return;
+  }
+  const double max = MaxLane(top);
+  if (max == -kInf) {
+    *w.sign = 0;
+    *w.result = -kInf;
+    return;
+  }
+  // b moves the largest term by up to 2100 binades: the maximum is subtracted only far beyond that.
+  const bool far = max * kLog2EHi > 0x1p14 || max * kLog2EHi < -0x1p14;
+  const V shift = V::Set(far ? max : 0);
+  V highest = V::Set(-kInf);
+  for_vectors([&](V x, V b) {
+    const V here = MulAdd(Sub(x, shift), k.hi, Decompose(b).exponent);
+    highest = Max(IfThenElse(Eq(b, zero), V::Set(-kInf), here), highest);
+  });
+  const double round = ExpFormat<double>::kRound;
+  const double exponent = (MaxLane(highest) + round) - round;
+  using Format = ExpFormat<double>;
+  V sum = zero, part = zero, error = zero;
+  size_t vectors = 0;
+  for_vectors([&](V x, V b) {
+    const Decomposed<V> d = Decompose(b);
+    const V n = Sub(V::Set(exponent), d.exponent);
+    ExpReference<V> ref;
+    ref.k = k;
+    ref.shift = shift;
+    ref.magic = Sub(V::Set(Format::kMagic + Format::kBias), n);
+    ref.floor = Mul(Sub(n, V::Set(Format::kFloor)), k.inverse);
+    ExpParts<V> e = Exp(x, ref);
+    e.scale = IfThenElse(Eq(x, V::Set(-kInf)), zero, e.scale);
+    const Double2<V> p = TwoProd(e.scale, d.mantissa);
+    const Double2<V> s = TwoSum(sum, p.hi);
+    sum = s.hi;
+    part = Add(part, Add(s.lo, MulAdd(e.z, p.hi, p.lo)));
+    if (++vectors % 16 == 0) {
+      const Double2<V> flushed = TwoSum(sum, part);
+      sum = flushed.hi;
+      error = Add(error, flushed.lo);
+      part = zero;
+    }
+  });
+  const Double2<V> flushed = TwoSum(sum, part);
+  Double2<V> total = SumLanes(Double2<V>{flushed.hi, Add(error, flushed.lo)});
+  total = FastTwoSum(total.hi, total.lo);
+  const double value = FirstLane(total.hi);
+  *w.sign = value > 0 ? 1 : value < 0 ? -1 : 0;
+  *w.result = -kInf;
+  if (value == 0) return;
+  const V flip = V::Set(*w.sign);
+  // Cancellation can leave less than a normal number; its logarithm is taken of a multiple.
+  const bool tiny = value < 0x1p-900 && value > -0x1p-900;
+  const V lift = V::Set(tiny ? 0x1p100 : 1);
+  const Double2<V> magnitude = {Mul(Mul(total.hi, flip), lift), Mul(Mul(total.lo, flip), lift)};
+  const V binades = V::Set(exponent - (tiny ? 100 : 0));
+  const Double2<V> ln2 = {V::Set(kLn2DDHi), V::Set(kLn2DDLo)};
+  Double2<V> result = Add(Log(magnitude), Mul(ToDouble2(binades), ln2));
+  result = Add(ToDouble2(shift), result);
+  *w.result = FirstLane(Add(result.hi, result.lo));
+}
+
+// ---- elementary functions -----------------------------------------------------------------------
+
+template <class V, class F>
+inline void MapElementary(const typename V::Scalar* x, typename V::Scalar* out, size_t n, F f) {
+  MapRow<V>(x, out, n, [&](size_t, V v) { return f(v); });
+}
+template <class T>
+void ExpArray(const T* x, T* out, size_t n) {
+  MapElementary<Vec<T>>(x, out, n, [](Vec<T> v) { return Elementary<Vec<T>>::Exp(v); });
+}
+template <class T>
+void Expm1Array(const T* x, T* out, size_t n) {
+  MapElementary<Vec<T>>(x, out, n, [](Vec<T> v) { return Elementary<Vec<T>>::Expm1(v); });
+}
+template <class T>
+void LogArray(const T* x, T* out, size_t n) {
+  MapElementary<Vec<T>>(x, out, n, [](Vec<T> v) {
+    Vec<T>* tag = nullptr;
+    return Narrow(Elementary<Vec<T>>::LogWide(Widen(v)), tag);
+  });
+}
+template <class T>
+void Log1pArray(const T* x, T* out, size_t n) {
+  MapElementary<Vec<T>>(x, out, n, [](Vec<T> v) {
+    Vec<T>* tag = nullptr;
+    return Narrow(Elementary<Vec<T>>::Log1pWide(Widen(v)), tag);
+  });
+}

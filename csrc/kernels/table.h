@@ -1,0 +1,113 @@
+// The seam between the portable code and the kernels: plain structs and one table of function
+// pointers per instruction set. Nothing here may need code from a header: it is compiled for
+// every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace softlane {
+
+// Storage types that the kernels read and write in place; half types are computed as float.
+enum Storage : int { kF32 = 0, kF64 = 1, kF16 = 2, kBF16 = 3, kStorages = 4 };
+
+// Temperature T as the kernels need it: log2(e)/T and 1/T, each split into a high and a low part.
+struct Scale {
+  double k_hi, k_lo;      // log2(e)/T in double
+  float kf_hi, kf_lo;     // log2(e)/T in float
+  double inv_hi, inv_lo;  // 1/T in double
+  float invf_hi, invf_lo;
+  double inv_k;  // T·ln 2, roughly: 1/k
+  bool unit;  // T == 1
+};
+
+// Where a row's elements come from when they do not lie in memory as the kernel needs them:
+// `fetch` returns elements [start, start + count) as a contiguous array of the kernel's storage
+// type, `put` sends a written chunk off. A chunk is a multiple of 128 elements but for the last.
+struct ChunkIo {
+  void* (*fetch)(void* context, int operand, size_t start, size_t count);
+  void (*put)(void* context, int operand, size_t start, size_t count);
+  void* context;
+  size_t chunk;
+};
+
+// A batch of rows (row r starts at data + r * stride, its n elements are adjacent), or of columns
+// (column c starts at data + c * sizeof(element), its n elements are `stride` bytes apart).
+struct Batch {
+  const void* x;
+  ptrdiff_t x_stride;
+  void* out;
+  ptrdiff_t out_stride;
+  size_t count;  // rows or columns
+  size_t n;      // elements of each
+  Scale scale;
+  void* scratch;           // kScratchBytes, aligned to 64
+  const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
+};
+
+struct BackwardBatch {
+  const void* grad;  // gradient with respect to the output
+  ptrdiff_t grad_stride;
+  const void* y;  // the output
+  ptrdiff_t y_stride;
+  void* out;
+  ptrdiff_t out_stride;
+  size_t count;
+  size_t n;
+  Scale scale;
+  void* scratch;
+  const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
+};
+
+struct LossBatch {
+  const void* x;
+  ptrdiff_t x_stride;
+  void* grad;  // null: the loss alone
+  ptrdiff_t grad_stride;
+  size_t count;
+  size_t n;
+  Scale scale;
+  void* scratch;
+  const ChunkIo* chunked;   // operand 0: logits, 1: gradient, 2: class weights of the row
+  const int64_t* targets;   // one a row; < 0 or >= n: the row is ignored
+  const double* coef;       // one a row: its sample weight
+  double divisor;           // of the gradient (the mean's; 1 for a sum)
+  const double* weight;     // one a class, or null for 1
+  double weight_sum;        // Σ weight over the classes that count (n where weight is null)
+  double smoothing;         // ε
+  double classes;           // C in ε/C
+  double* loss;             // one a row
+};
+
+// Σ b·exp(x): rows of double, both operands packed. Result: log|sum| and its sign.
+struct WeightedBatch {
+  const double* x;
+  const double* b;
+  size_t n;
+  const ChunkIo* chunked;  // operand 0: x, 1: b
+  double* result;
+  double* sign;
+};
+
+struct KernelTable {
+  const char* name;
+  void (*softmax_rows[kStorages])(const Batch&);
+  void (*softmax_cols[kStorages])(const Batch&);
+  void (*log_softmax_rows[kStorages])(const Batch&);
+  void (*log_softmax_cols[kStorages])(const Batch&);
+  // out: double[count], log Σ exp
+  void (*logsumexp_rows[kStorages])(const Batch&);
+  void (*logsumexp_cols[kStorages])(const Batch&);
+  void (*cross_entropy_rows[kStorages])(const LossBatch&);
+  void (*cross_entropy_cols[kStorages])(const LossBatch&);
+  void (*softmax_backward_rows[kStorages])(const BackwardBatch&);
+  void (*log_softmax_backward_rows[kStorages])(const BackwardBatch&);
+  void (*logsumexp_weighted)(const WeightedBatch&);
+  // Elementary functions over an array, for the tests of their accuracy: exp, log, expm1, log1p.
+  void (*elementary_f32[4])(const float* x, float* out, size_t n);
+  void (*elementary_f64[4])(const double* x, double* out, size_t n);
+};
+
+constexpr size_t kScratchBytes = size_t{1} << 19;
+
+}  // namespace softlane

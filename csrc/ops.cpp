@@ -1,0 +1,687 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace softlane {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// A thread's scratch, at most 1 MiB: the kernels' own, and two buffers for packed rows.
+constexpr size_t kChunk = 30720;  // elements; a multiple of 128
+constexpr size_t kPackBytes = kChunk * sizeof(double);
+static_assert(kScratchBytes + 2 * kPackBytes <= (size_t{1} << 20), "scratch");
+
+// Elements that are worth a thread's waking (measured: bench/NOTES.md).
+constexpr size_t kGrain = 32768;
+
+class Scratch {
+ public:
+  char* kernel() { return base(); }
+  char* pack(size_t i) { return base() + kScratchBytes + i * kPackBytes; }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  char* base() {
+    if (!memory_) {
+      memory_.reset(static_cast<char*>(
+          ::operator new(kScratchBytes + 2 * kPackBytes, std::align_val_t{64})));
+    }
+    return memory_.get();
+  }
+  std::unique_ptr<char, Free> memory_;
+};
+thread_local Scratch scratch;
+
+// log2(e)/T and 1/T as sums of two floating-point numbers.
+Scale make_scale(double temperature) {
+  constexpr double kHi = 0x1.71547652b82fep+0, kLo = 0x1.777d0ffda0d24p-56;
+  const double t = std::max(temperature, std::numeric_limits<double>::min());
+  Scale s;
+  s.k_hi = kHi / t;
+  s.k_lo = (std::fma(-s.k_hi, t, kHi) + kLo) / t;
+  s.kf_hi = static_cast<float>(s.k_hi);
+  s.kf_lo = static_cast<float>(s.k_hi - static_cast<double>(s.kf_hi) + s.k_lo);
+  s.inv_hi = 1 / t;
+  s.inv_lo = std::fma(-s.inv_hi, t, 1.0) / t;
+  s.invf_hi = static_cast<float>(s.inv_hi);
+  s.invf_lo = static_cast<float>(s.inv_hi - static_cast<double>(s.invf_hi) + s.inv_lo);
+  s.inv_k = t * 0.6931471805599453;
+  s.unit = t == 1;
+  return s;
+}
+
+// Float arithmetic needs a 1/T well inside its range; beyond it rows are computed in double, and where
+// even double has no room for k, the logits are scaled down first.
+bool fits_float(double temperature) { return temperature > 0x1p-90 && temperature < 0x1p90; }
+constexpr double kHuge = 0x1p800, kDown = 0x1p-400;
+
+struct Compute {
+  DType type;          // of the packed rows, and of the kernel
+  Scale scale;
+  double factor = 1;   // multiplies the logits as they are packed
+  bool direct = false; // the arrays can be read and written where they are
+};
+
+// How to compute on `x` with results in `out` (null: reductions).
+Compute make_compute(const View& x, const View* out, const View* where, double temperature) {
+  Compute c;
+  const bool same = is_floating(x.dtype) && (out == nullptr || out->dtype == x.dtype);
+  const bool wide = x.dtype == DType::kFloat64 || !is_floating(x.dtype) ||
+                    (out != nullptr && out->dtype == DType::kFloat64);
+  const bool ordinary = x.dtype == DType::kFloat64 ? temperature < kHuge : fits_float(temperature);
+  c.type = same && ordinary ? x.dtype
+           : wide || !fits_float(temperature) ? DType::kFloat64
+                                              : DType::kFloat32;
+  if (c.type == DType::kFloat64 && temperature >= kHuge) {
+    c.factor = kDown;
+    temperature *= kDown;
+  }
+  c.scale = make_scale(temperature);
+  c.direct = same && ordinary && where == nullptr && x.aligned() &&
+             (out == nullptr || out->aligned());
+  return c;
+}
+
+// The dimension along which neighbouring columns of all operands [0, count) are adjacent, or -1.
+int column_dim(const Plan& plan, size_t count, size_t item) {
+  if (plan.axis.size() != 1) return -1;
+  for (size_t d = plan.outer.size(); d-- > 0;) {
+    bool adjacent = plan.outer[d].length >= 8;
+    for (size_t k = 0; adjacent && k < count; ++k) {
+      adjacent = plan.outer[d].stride[k] == static_cast<ptrdiff_t>(item);
+    }
+    if (adjacent) return static_cast<int>(d);
+  }
+  return -1;
+}
+
+bool contiguous_axis(const Plan& plan, size_t count, size_t item) {
+  if (plan.axis.size() != 1) return false;
+  if (plan.classes == 1) return true;
+  for (size_t k = 0; k < count; ++k) {
+    if (plan.axis[0].stride[k] != static_cast<ptrdiff_t>(item)) return false;
+  }
+  return true;
+}
+
+enum class Mode { kRows, kCols, kPacked };
+
+Mode choose_mode(Plan& plan, bool direct, size_t operands, size_t item) {
+  if (!direct) return Mode::kPacked;
+  if (contiguous_axis(plan, operands, item)) return Mode::kRows;
+  const int d = column_dim(plan, operands, item);
+  if (d < 0) return Mode::kPacked;
+  plan.make_run(static_cast<size_t>(d));
+  return Mode::kCols;
+}
+
+// Calls body(begin, end) over samples; in column mode pieces are whole panels of 16.
+void over_samples(const Plan& plan, Mode mode, const std::function<void(size_t, size_t)>& body) {
+  const size_t unit = mode == Mode::kCols ? 16 : 1;
+  const size_t units = (plan.samples + unit - 1) / unit;
+  const size_t grain = std::max<size_t>(1, kGrain / (unit * std::max<size_t>(1, plan.classes)));
+  parallel_for(units, grain, [&](size_t begin, size_t end) {
+    body(begin * unit, std::min(end * unit, plan.samples));
+  });
+}
+
+// One operand of a packed row.
+struct Slot {
+  const View* view = nullptr;
+  size_t operand = 0;       // its strides in the plan
+  char* row = nullptr;      // address of the row at hand
+  char* buffer = nullptr;   // where it is packed
+  DType type = DType::kFloat64;
+  double factor = 1;
+  double masked = 0;        // what an element outside `where` is packed, or written, as
+};
+
+// Packs and unpacks the rows of the kernels' operands, whole or by chunks.
+struct PackedRow {
+  const Plan* plan;
+  Slot slots[3];
+  const View* where = nullptr;
+  size_t where_operand = 0;
+  char* where_row = nullptr;
+  ChunkIo io{&PackedRow::fetch, &PackedRow::put, nullptr, kChunk};
+
+  // Moves to the sample with these offsets.
+  void seek(const Offsets& offsets, ptrdiff_t position) {
+    for (Slot& slot : slots) {
+      if (slot.view == nullptr) continue;
+      slot.row = slot.view->data + offsets[slot.operand] +
+                 position * run_stride(*plan, slot.operand);
+    }
+    if (where != nullptr) {
+      where_row = where->data + offsets[where_operand] + position * run_stride(*plan, where_operand);
+    }
+  }
+  bool whole() const { return plan->classes <= kChunk; }
+  const ChunkIo* chunked() {
+    io.context = this;
+    return whole() ? nullptr : &io;
+  }
+  void* load(int operand) { return fetch(this, operand, 0, plan->classes); }
+  void save(int operand) { put(this, operand, 0, plan->classes); }
+
+  static void* fetch(void* context, int operand, size_t start, size_t count) {
+    PackedRow& self = *static_cast<PackedRow*>(context);
+    Slot& slot = self.slots[operand];
+    const auto item = static_cast<ptrdiff_t>(item_size(slot.type));
+    for_steps(*self.plan, slot.operand, slot.row, start, count,
+              [&](char* from, ptrdiff_t step, size_t at, size_t n) {
+                pack(from, step, slot.view->dtype, slot.view->swapped,
+                     slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, n, slot.factor);
+              });
+    self.for_masked(start, count, [&](size_t i) {
+      store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
+    });
+    return slot.buffer;
+  }
+  static void put(void* context, int operand, size_t start, size_t count) {
+    PackedRow& self = *static_cast<PackedRow*>(context);
+    const Slot& slot = self.slots[operand];
+    const auto item = static_cast<ptrdiff_t>(item_size(slot.type));
+    self.for_masked(start, count, [&](size_t i) {
+      store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
+    });
+    for_steps(*self.plan, slot.operand, slot.row, start, count,
+              [&](char* to, ptrdiff_t step, size_t at, size_t n) {
+                unpack(slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, to, step,
+                       slot.view->dtype, slot.view->swapped, n);
+              });
+  }
+  template <class F>
+  void for_masked(size_t start, size_t count, F f) const {
+    if (where == nullptr) return;
+    for_steps(*plan, where_operand, where_row, start, count,
+              [&](char* mask, ptrdiff_t step, size_t at, size_t n) {
+                for (size_t i = 0; i < n; ++i) {
+                  if (mask[static_cast<ptrdiff_t>(i) * step] == 0) f(at + i);
+                }
+              });
+  }
+};
+
+// Strides of an array that lacks the axes: 0 along them.
+std::array<ptrdiff_t, kMaxDims> expanded(const View* v, int ndim, uint64_t axes) {
+  std::array<ptrdiff_t, kMaxDims> strides{};
+  if (v == nullptr) return strides;
+  size_t from = 0;
+  for (int d = 0; d < ndim; ++d) {
+    if (((axes >> d) & 1) == 0) strides[static_cast<size_t>(d)] = v->strides[from++];
+  }
+  return strides;
+}
+
+constexpr std::array<ptrdiff_t, kMaxDims> kNoStrides{};
+const ptrdiff_t* strides_or_none(const View* v) {
+  return v == nullptr ? kNoStrides.data() : v->strides.data();
+}
+
+}  // namespace
+
+void softmax(const View& x, const View& out, uint64_t axes, const View* where, double temperature,
+             bool log) {
+  const Compute compute = make_compute(x, &out, where, temperature);
+  Plan plan = make_plan(x.ndim, x.shape.data(), axes,
+                        {x.strides.data(), out.strides.data(), strides_or_none(where)});
+  if (plan.samples == 0 || plan.classes == 0) return;
+  const KernelTable& table = active_table();
+  const Storage storage = storage_of(compute.type);
+  const Mode mode = choose_mode(plan, compute.direct, 2, item_size(x.dtype));
+  const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
+  const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
+  over_samples(plan, mode, [&](size_t begin, size_t end) {
+    Batch batch{};
+    batch.n = plan.classes;
+    batch.scale = compute.scale;
+    if (is_floating(x.dtype) && item_size(compute.type) == 2) batch.scratch = scratch.kernel();
+    PackedRow row{&plan, {}, where, 2};
+    if (mode == Mode::kPacked) {
+      const double masked = log ? -kInf : 0;
+      row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, compute.factor, -kInf};
+      row.slots[1] = {&out, 1, nullptr, scratch.pack(0), compute.type, 1, masked};
+    }
+    for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
+      if (mode == Mode::kPacked) {
+        batch.count = 1;
+        batch.chunked = row.chunked();
+        batch.x = batch.out = scratch.pack(0);
+        for (size_t i = 0; i < count; ++i) {
+          row.seek(at, static_cast<ptrdiff_t>(i));
+          if (row.whole()) row.load(0);
+          rows(batch);
+          if (row.whole()) row.save(1);
+        }
+        return;
+      }
+      batch.x = x.data + at[0];
+      batch.out = out.data + at[1];
+      batch.count = count;
+      const bool by_columns = mode == Mode::kCols;
+      batch.x_stride = by_columns ? plan.axis[0].stride[0] : run_stride(plan, 0);
+      batch.out_stride = by_columns ? plan.axis[0].stride[1] : run_stride(plan, 1);
+      (by_columns ? cols : rows)(batch);
+    });
+  });
+}
+
+void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, const View* b,
+               const View* where) {
+  Compute compute = make_compute(x, nullptr, where, 1);
+  if (!is_floating(x.dtype) || b != nullptr) {
+    compute.type = DType::kFloat64;
+    compute.direct = false;
+  }
+  const auto out_strides = expanded(&out, x.ndim, axes);
+  const auto sign_strides = expanded(sign, x.ndim, axes);
+  Plan plan = make_plan(x.ndim, x.shape.data(), axes,
+                        {x.strides.data(), out_strides.data(), sign_strides.data(),
+                         strides_or_none(b), strides_or_none(where)});
+  if (plan.samples == 0) return;
+  const KernelTable& table = active_table();
+  const Storage storage = storage_of(compute.type);
+  const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
+  over_samples(plan, mode, [&](size_t begin, size_t end) {
+    constexpr size_t kBlock = 256;
+    double results[kBlock];
+    Batch batch{};
+    batch.n = plan.classes;
+    batch.scale = compute.scale;
+    batch.out = results;
+    PackedRow row{&plan, {}, where, 4};
+    if (mode == Mode::kPacked) {
+      const double outside = b == nullptr ? -kInf : 0;
+      row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, 1, outside};
+      if (b != nullptr) row.slots[1] = {b, 3, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
+    }
+    for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
+      const auto store = [&](const View& to, size_t operand, size_t i, double value) {
+        store_double(value,
+                     to.data + at[operand] + static_cast<ptrdiff_t>(i) * run_stride(plan, operand),
+                     to.dtype, to.swapped);
+      };
+      for (size_t done = 0; done < count;) {
+        const size_t block =
+            mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
+        double signs = 1;
+        if (mode == Mode::kPacked) {
+          row.seek(at, static_cast<ptrdiff_t>(done));
+          if (row.whole()) row.load(0);
+          if (b != nullptr) {
+            if (row.whole()) row.load(1);
+            WeightedBatch weighted{reinterpret_cast<const double*>(scratch.pack(0)),
+                                   reinterpret_cast<const double*>(scratch.pack(1)),
+                                   plan.classes,
+                                   row.chunked(),
+                                   results,
+                                   &signs};
+            table.logsumexp_weighted(weighted);
+            if (signs < 0 && sign == nullptr) results[0] = std::nan("");
+          } else {
+            batch.x = scratch.pack(0);
+            batch.count = 1;
+            batch.chunked = row.chunked();
+            table.logsumexp_rows[storage](batch);
+          }
+        } else {
+          const bool by_columns = mode == Mode::kCols;
+          const ptrdiff_t step = run_stride(plan, 0);
+          batch.x = x.data + at[0] + static_cast<ptrdiff_t>(done) * step;
+          batch.x_stride = by_columns ? plan.axis[0].stride[0] : step;
+          batch.count = block;
+          (by_columns ? table.logsumexp_cols : table.logsumexp_rows)[storage](batch);
+        }
+        for (size_t i = 0; i < block; ++i) {
+          store(out, 1, done + i, results[i]);
+          if (sign == nullptr) continue;
+          const double r = results[i];
+          const double s = b != nullptr ? signs : r != r ? r : r == -kInf ? 0 : 1;
+          store(*sign, 2, done + i, s);
+        }
+        done += block;
+      }
+    });
+  });
+}
+
+namespace {
+
+// A sum with its rounding error (Neumaier).
+struct Sum {
+  double hi = 0, lo = 0;
+  void add(double x) {
+    const double s = hi + x;
+    const double part = s - hi;
+    const double error = (hi - (s - part)) + (x - part);
+    if (std::isfinite(s)) lo += error;
+    hi = s;
+  }
+  double value() const { return hi + lo; }
+};
+
+// "[3, 0]" for sample number s of an array.
+std::string position(const View& v, size_t s) {
+  std::string text;
+  for (int d = v.ndim; d-- > 0;) {
+    const auto length = static_cast<size_t>(v.shape[static_cast<size_t>(d)]);
+    text = std::to_string(s % length) + (text.empty() ? "" : ", ") + text;
+    s /= length;
+  }
+  return v.ndim == 0 ? "" : "[" + text + "]";
+}
+
+// One call's plan and checked parameters.
+class CrossEntropy {
+ public:
+  explicit CrossEntropy(const CrossEntropyArgs& args)
+      : a_(args), compute_(make_compute(args.logits, args.grad, args.where, args.temperature)) {
+    const View& x = a_.logits;
+    if (!is_floating(x.dtype)) {
+      compute_.type = DType::kFloat64;
+      compute_.direct = false;
+    }
+    const uint64_t axes = uint64_t{1} << a_.axis;
+    const auto targets = expanded(&a_.targets, x.ndim, axes);
+    const auto sample_weight = expanded(a_.sample_weight, x.ndim, axes);
+    const auto loss = expanded(a_.loss, x.ndim, axes);
+    std::array<ptrdiff_t, kMaxDims> weight{};
+    if (a_.weight != nullptr) weight[static_cast<size_t>(a_.axis)] = a_.weight->strides[0];
+    plan_ = make_plan(x.ndim, x.shape.data(), axes,
+                      {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
+                       sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data()});
+    classes_ = static_cast<size_t>(x.shape[static_cast<size_t>(a_.axis)]);
+    read_weights();
+  }
+
+  double run() {
+    check_targets();
+    const double divisor = a_.reduction == Reduction::kMean ? divisor_.value() : 1;
+    if (plan_.samples == 0) {
+      return a_.reduction == Reduction::kMean ? std::nan("") : 0;
+    }
+    const Mode mode =
+        choose_mode(plan_, compute_.direct && direct_weights_, a_.grad ? 2 : 1,
+                    item_size(a_.logits.dtype));
+    // Partial sums over blocks of samples, added in order: the same for any number of threads.
+    const size_t unit = mode == Mode::kCols ? 16 : 1;
+    size_t block = std::min<size_t>(256, std::max<size_t>(1, 4096 / std::max<size_t>(1, classes_)));
+    block = std::max(block, plan_.samples / 8192 + 1);
+    block = (block + unit - 1) / unit * unit;
+    const size_t blocks = (plan_.samples + block - 1) / block;
+    std::vector<Sum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
+    const size_t grain = std::max<size_t>(1, kGrain / (block * std::max<size_t>(1, classes_)));
+    parallel_for(blocks, grain, [&](size_t first, size_t last) {
+      for (size_t i = first; i < last; ++i) {
+        Sum sum;
+        samples(mode, i * block, std::min(plan_.samples, (i + 1) * block), divisor, sum);
+        if (!partial.empty()) partial[i] = sum;
+      }
+    });
+    Sum total;
+    for (const Sum& sum : partial) {
+      total.add(sum.hi);
+      total.add(sum.lo);
+    }
+    if (a_.reduction == Reduction::kNone) return 0;
+    if (a_.reduction == Reduction::kSum) return total.value();
+    return divisor == 0 ? std::nan("") : total.value() / divisor;
+  }
+
+ private:
+  const char* at(const View& v, size_t operand, const Offsets& offsets, size_t i) const {
+    return v.data + offsets[operand] + static_cast<ptrdiff_t>(i) * run_stride(plan_, operand);
+  }
+  double sample_weight(const Offsets& offsets, size_t i) const {
+    if (a_.sample_weight == nullptr) return 1;
+    const View& v = *a_.sample_weight;
+    return load_double(at(v, 3, offsets, i), v.dtype, v.swapped);
+  }
+  double class_weight(size_t c) const {
+    if (a_.weight == nullptr) return 1;
+    const View& v = *a_.weight;
+    return load_double(v.data + static_cast<ptrdiff_t>(c) * v.strides[0], v.dtype, v.swapped);
+  }
+
+  // The kernels want double weights side by side: converted once where they are few.
+  void read_weights() {
+    if (a_.weight == nullptr) return;
+    const View& v = *a_.weight;
+    if (v.dtype == DType::kFloat64 && v.aligned() &&
+        (classes_ <= 1 || v.strides[0] == static_cast<ptrdiff_t>(sizeof(double)))) {
+      weights_ = reinterpret_cast<const double*>(v.data);
+    } else if (classes_ <= kChunk) {
+      converted_.resize(classes_);
+      for (size_t c = 0; c < classes_; ++c) converted_[c] = class_weight(c);
+      weights_ = converted_.data();
+    } else {
+      direct_weights_ = false;
+    }
+  }
+
+  void check_targets() {
+    const View& y = a_.targets;
+    Sum weight_sum;
+    if (a_.label_smoothing != 0) {
+      for (size_t c = 0; c < classes_; ++c) weight_sum.add(class_weight(c));
+    }
+    weight_sum_ = weight_sum.value();
+    const bool weighs = a_.weight != nullptr || a_.sample_weight != nullptr;
+    size_t counted = 0;
+    for_runs(plan_, 0, plan_.samples, [&](const Offsets& offsets, size_t first, size_t count) {
+      for (size_t i = 0; i < count; ++i) {
+        const int64_t target = load_int(at(y, 2, offsets, i), y.dtype, y.swapped);
+        if (target == a_.ignore_index) continue;
+        if (target < 0 || static_cast<uint64_t>(target) >= classes_) {
+          throw std::out_of_range("targets" + position(y, first + i) + " is " +
+                                  std::to_string(target) + ", expected 0 <= target < " +
+                                  std::to_string(classes_) + " (the length of axis " +
+                                  std::to_string(a_.axis) + " of logits) or ignore_index " +
+                                  std::to_string(a_.ignore_index));
+        }
+        const auto c = static_cast<size_t>(target);
+        if (a_.where != nullptr) {
+          const View& mask = *a_.where;
+          const char* p = at(mask, 5, offsets, i) +
+                          static_cast<ptrdiff_t>(c) * mask.strides[static_cast<size_t>(a_.axis)];
+          if (*p == 0) {
+            throw std::invalid_argument("targets" + position(y, first + i) + " is " +
+                                        std::to_string(target) +
+                                        ", a class that where leaves out there");
+          }
+        }
+        if (weighs) {
+          divisor_.add(class_weight(c) * sample_weight(offsets, i));
+        } else {
+          ++counted;
+        }
+      }
+    });
+    if (!weighs) divisor_.add(static_cast<double>(counted));
+  }
+
+  // The losses and gradients of samples [begin, end).
+  void samples(Mode mode, size_t begin, size_t end, double divisor, Sum& sum) const {
+    constexpr size_t kBlock = 256;
+    int64_t targets[kBlock];
+    double coef[kBlock], loss[kBlock];
+    LossBatch batch{};
+    batch.n = classes_;
+    batch.scale = compute_.scale;
+    batch.targets = targets;
+    batch.coef = coef;
+    batch.loss = loss;
+    batch.divisor = divisor;
+    batch.weight = weights_;
+    batch.weight_sum = weight_sum_;
+    batch.smoothing = a_.label_smoothing;
+    batch.classes = static_cast<double>(classes_);
+    if (a_.grad != nullptr && item_size(compute_.type) == 2) batch.scratch = scratch.kernel();
+    const KernelTable& table = active_table();
+    const Storage storage = storage_of(compute_.type);
+    PackedRow row{&plan_, {}, a_.where, 5};
+    View ones;
+    if (mode == Mode::kPacked) {
+      row.slots[0] = {&a_.logits, 0, nullptr, scratch.pack(0), compute_.type, compute_.factor, -kInf};
+      if (a_.grad != nullptr) {
+        row.slots[1] = {a_.grad, 1, nullptr, scratch.pack(0), compute_.type, 1, 0};
+      }
+      static const double one = 1;
+      ones.data = const_cast<char*>(reinterpret_cast<const char*>(&one));
+      const View* weight = a_.weight == nullptr ? &ones : a_.weight;
+      row.slots[2] = {weight, 6, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
+    }
+    for_runs(plan_, begin, end, [&](const Offsets& offsets, size_t, size_t count) {
+      for (size_t done = 0; done < count;) {
+        const size_t n = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
+        for (size_t i = 0; i < n; ++i) {
+          // Another thread may have changed it since the check: the kernel ignores what is out of range.
+          const View& y = a_.targets;
+          const int64_t target = load_int(at(y, 2, offsets, done + i), y.dtype, y.swapped);
+          targets[i] = target == a_.ignore_index ? -1 : target;
+          coef[i] = sample_weight(offsets, done + i);
+        }
+        if (mode == Mode::kPacked) {
+          packed(row, offsets, done, batch, table.cross_entropy_rows[storage]);
+        } else {
+          const bool by_columns = mode == Mode::kCols;
+          const auto place = [&](const View& v, size_t operand, ptrdiff_t* stride) {
+            const ptrdiff_t step = run_stride(plan_, operand);
+            *stride = by_columns ? plan_.axis[0].stride[operand] : step;
+            return v.data + offsets[operand] + static_cast<ptrdiff_t>(done) * step;
+          };
+          batch.x = place(a_.logits, 0, &batch.x_stride);
+          if (a_.grad != nullptr) batch.grad = place(*a_.grad, 1, &batch.grad_stride);
+          batch.count = n;
+          (by_columns ? table.cross_entropy_cols : table.cross_entropy_rows)[storage](batch);
+        }
+        for (size_t i = 0; i < n; ++i) {
+          sum.add(loss[i]);
+          if (a_.loss == nullptr) continue;
+          store_double(loss[i], const_cast<char*>(at(*a_.loss, 4, offsets, done + i)),
+                       a_.loss->dtype, a_.loss->swapped);
+        }
+        done += n;
+      }
+    });
+  }
+
+  // One row through the pack buffers. With `where`, weights outside are 0 and C counts the rest.
+  void packed(PackedRow& row, const Offsets& offsets, size_t i, LossBatch batch,
+              void (*kernel)(const LossBatch&)) const {
+    row.seek(offsets, static_cast<ptrdiff_t>(i));
+    batch.count = 1;
+    batch.chunked = row.chunked();
+    batch.x = scratch.pack(0);
+    batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
+    const bool masked_weights = a_.where != nullptr && a_.label_smoothing != 0;
+    if (masked_weights) {
+      Sum weight_sum;
+      size_t inside = 0;
+      for_steps(plan_, row.where_operand, row.where_row, 0, classes_,
+                [&](char* mask, ptrdiff_t step, size_t start, size_t n) {
+                  for (size_t c = 0; c < n; ++c) {
+                    if (mask[static_cast<ptrdiff_t>(c) * step] == 0) continue;
+                    weight_sum.add(class_weight(start + c));
+                    ++inside;
+                  }
+                });
+      batch.classes = static_cast<double>(inside);
+      batch.weight_sum = weight_sum.value();
+    }
+    if (masked_weights || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
+      batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
+      if (row.whole()) row.load(2);
+    }
+    if (row.whole()) row.load(0);
+    kernel(batch);
+    if (row.whole() && a_.grad != nullptr) row.save(1);
+  }
+
+  const CrossEntropyArgs& a_;
+  Compute compute_;
+  Plan plan_;
+  size_t classes_ = 0;
+  std::vector<double> converted_;
+  const double* weights_ = nullptr;
+  bool direct_weights_ = true;
+  double weight_sum_ = 0;
+  Sum divisor_;
+};
+
+}  // namespace
+
+double cross_entropy(const CrossEntropyArgs& args) { return CrossEntropy(args).run(); }
+
+void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,
+                      double temperature, bool log) {
+  Compute compute = make_compute(grad_output, &out, nullptr, temperature);
+  const bool same = output.dtype == grad_output.dtype && output.dtype == out.dtype;
+  if (!same || compute.factor != 1) {
+    compute.type = DType::kFloat64;
+    compute.factor = 1;
+    compute.scale = make_scale(temperature);
+  }
+  compute.direct = compute.direct && same && output.aligned();
+  Plan plan =
+      make_plan(out.ndim, out.shape.data(), axes,
+                {grad_output.strides.data(), output.strides.data(), out.strides.data()});
+  if (plan.samples == 0 || plan.classes == 0) return;
+  const KernelTable& table = active_table();
+  const Storage storage = storage_of(compute.type);
+  const auto rows = log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
+  const bool direct = compute.direct && contiguous_axis(plan, 3, item_size(out.dtype));
+  const Mode mode = direct ? Mode::kRows : Mode::kPacked;
+  over_samples(plan, mode, [&](size_t begin, size_t end) {
+    BackwardBatch batch{};
+    batch.n = plan.classes;
+    batch.scale = compute.scale;
+    PackedRow row{&plan, {}};
+    if (mode == Mode::kPacked) {
+      row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
+      row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
+      row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
+    }
+    for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
+      if (mode == Mode::kPacked) {
+        batch.count = 1;
+        batch.chunked = row.chunked();
+        batch.grad = batch.out = scratch.pack(0);
+        batch.y = scratch.pack(1);
+        for (size_t i = 0; i < count; ++i) {
+          row.seek(at, static_cast<ptrdiff_t>(i));
+          if (row.whole()) {
+            row.load(0);
+            row.load(1);
+          }
+          rows(batch);
+          if (row.whole()) row.save(2);
+        }
+        return;
+      }
+      batch.grad = grad_output.data + at[0];
+      batch.grad_stride = run_stride(plan, 0);
+      batch.y = output.data + at[1];
+      batch.y_stride = run_stride(plan, 1);
+      batch.out = out.data + at[2];
+      batch.out_stride = run_stride(plan, 2);
+      batch.count = count;
+      rows(batch);
+    });
+  });
+}
+
+}  // namespace softlane

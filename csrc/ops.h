@@ -1,0 +1,41 @@
+// The operations over arrays of any layout: each chooses rows, columns or packed rows, splits the work
+// over threads, and calls the active table. Arguments are validated; shapes agree.
+#pragma once
+
+#include "strided.h"
+
+namespace softlane {
+
+// `axes` is a set of bits. `where` (bool, x's shape) may be null. `out` may be x.
+void softmax(const View& x, const View& out, uint64_t axes, const View* where, double temperature,
+             bool log);
+
+// `out` and `sign` have x's shape without the axes; `sign` and `b` may be null.
+void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, const View* b,
+               const View* where);
+
+enum class Reduction { kNone = 0, kMean = 1, kSum = 2 };
+
+struct CrossEntropyArgs {
+  View logits;
+  View targets;  // integers, the logits' shape without the axis
+  int axis = 0;
+  const View* weight = nullptr;         // one-dimensional
+  const View* sample_weight = nullptr;  // the targets' shape
+  int64_t ignore_index = -100;
+  double label_smoothing = 0;
+  double temperature = 1;
+  const View* where = nullptr;
+  Reduction reduction = Reduction::kMean;
+  const View* loss = nullptr;  // for kNone
+  const View* grad = nullptr;
+};
+
+// The reduced loss (0 for kNone). Throws std::out_of_range and std::invalid_argument for bad targets,
+// before anything is written.
+double cross_entropy(const CrossEntropyArgs& args);
+
+void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,
+                      double temperature, bool log);
+
+}  // namespace softlane

@@ -1,0 +1,21 @@
+// A small pool of threads for loops over rows.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+namespace softlane {
+
+// The number of threads a call may use: set_num_threads, else SOFTLANE_NUM_THREADS, else
+// OMP_NUM_THREADS, else the CPUs this process may run on. The calling thread's limit caps it.
+int get_num_threads();
+void set_num_threads(int n);
+// The limit of the calling thread (0: none); returns the one before.
+int set_thread_limit(int n);
+
+// Calls body(begin, end) for pieces that make up [0, n), from several threads if n > grain: a piece
+// has at least `grain` units. A nested call, and one made while another thread's loop is running,
+// runs serially. The first exception of a body is thrown to the caller after all have stopped.
+void parallel_for(size_t n, size_t grain, const std::function<void(size_t, size_t)>& body);
+
+}  // namespace softlane

@@ -1,0 +1,301 @@
+#include "strided.h"
+
+#include <algorithm>
+
+namespace softlane {
+namespace {
+
+template <class To, class From>
+To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+
+double to_double(Half h) {
+  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(h.bits & 0x7fffu) << 13;
+  if (magnitude >= 0x0f800000u) {
+    return static_cast<double>(bit_cast<float>(sign | magnitude | 0x7f800000u));
+  }
+  return static_cast<double>(
+      bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f)));
+}
+double to_double(Brain b) {
+  return static_cast<double>(bit_cast<float>(static_cast<uint32_t>(b.bits) << 16));
+}
+template <class T>
+double to_double(T x) {
+  return static_cast<double>(x);
+}
+
+// Rounds a double to `digits` binary digits with the smallest exponent `lowest` (of the last digit),
+// to odd: a second rounding to fewer digits is then the right one.
+float to_float_odd(double x) {
+  const float f = static_cast<float>(x);
+  const double back = static_cast<double>(f);
+  if (back == x || x != x || back - back != 0) return f;
+  uint32_t bits = bit_cast<uint32_t>(f);
+  if ((bits & 1u) == 0) {
+    // Towards the exact value; rounding had moved away from it.
+    const bool away = (back > x) == (x > 0);
+    bits = away ? bits - 1 : bits + 1;
+    if (f == 0) bits = bit_cast<uint32_t>(f) | 1u;
+  }
+  return bit_cast<float>(bits);
+}
+
+template <class T>
+T from_double(double x) {
+  return static_cast<T>(x);
+}
+template <>
+Half from_double<Half>(double x) {
+  const uint32_t bits = bit_cast<uint32_t>(to_float_odd(x));
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    magnitude = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {
+    magnitude = 0x7c00u;
+  } else if (magnitude < 0x38800000u) {
+    magnitude = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    magnitude = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | magnitude)};
+}
+template <>
+Brain from_double<Brain>(double x) {
+  const uint32_t bits = bit_cast<uint32_t>(to_float_odd(x));
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+template <class T>
+T load(const char* p, bool swapped) {
+  unsigned char bytes[sizeof(T)];
+  std::memcpy(bytes, p, sizeof(T));
+  if (swapped) std::reverse(bytes, bytes + sizeof(T));
+  T value;
+  std::memcpy(&value, bytes, sizeof(T));
+  return value;
+}
+template <class T>
+void store(T value, char* p, bool swapped) {
+  unsigned char bytes[sizeof(T)];
+  std::memcpy(bytes, &value, sizeof(T));
+  if (swapped) std::reverse(bytes, bytes + sizeof(T));
+  std::memcpy(p, bytes, sizeof(T));
+}
+
+// Calls f with a value of the C++ type of `type`.
+template <class F>
+auto visit(DType type, F f) {
+  switch (type) {
+    case DType::kFloat16:
+      return f(Half{});
+    case DType::kBFloat16:
+      return f(Brain{});
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kInt8:
+      return f(int8_t{});
+    case DType::kInt16:
+      return f(int16_t{});
+    case DType::kInt32:
+      return f(int32_t{});
+    case DType::kInt64:
+      return f(int64_t{});
+    case DType::kUInt8:
+    case DType::kBool:
+      return f(uint8_t{});
+    case DType::kUInt16:
+      return f(uint16_t{});
+    case DType::kUInt32:
+      return f(uint32_t{});
+    case DType::kUInt64:
+      return f(uint64_t{});
+    case DType::kFloat64:
+      break;
+  }
+  return f(double{});
+}
+
+template <class T>
+void copy_strided(const char* from, ptrdiff_t from_step, bool from_swapped, char* to,
+                  ptrdiff_t to_step, bool to_swapped, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    store(load<T>(from, from_swapped), to, to_swapped);
+    from += from_step;
+    to += to_step;
+  }
+}
+
+// Bits of one floating dtype, moved without a conversion.
+void copy_bits(size_t size, const char* from, ptrdiff_t from_step, bool from_swapped, char* to,
+               ptrdiff_t to_step, bool to_swapped, size_t count) {
+  const bool swap = from_swapped != to_swapped;
+  const auto item = static_cast<ptrdiff_t>(size);
+  if (!swap && from_step == item && to_step == item) {
+    std::memmove(to, from, size * count);
+  } else if (size == 2) {
+    copy_strided<uint16_t>(from, from_step, swap, to, to_step, false, count);
+  } else if (size == 4) {
+    copy_strided<uint32_t>(from, from_step, swap, to, to_step, false, count);
+  } else {
+    copy_strided<uint64_t>(from, from_step, swap, to, to_step, false, count);
+  }
+}
+
+// Merges neighbouring dimensions that every operand walks with one stride, and drops length 1.
+std::vector<Dim> coalesce(const std::vector<Dim>& dims, int operands) {
+  std::vector<Dim> merged;
+  for (const Dim& dim : dims) {
+    if (dim.length == 1) continue;
+    bool joins = !merged.empty();
+    for (size_t k = 0; joins && k < static_cast<size_t>(operands); ++k) {
+      joins = merged.back().stride[k] == dim.length * dim.stride[k];
+    }
+    if (joins) {
+      merged.back().length *= dim.length;
+      merged.back().stride = dim.stride;
+    } else {
+      merged.push_back(dim);
+    }
+  }
+  return merged;
+}
+
+}  // namespace
+
+size_t item_size(DType type) {
+  return visit(type, [](auto value) { return sizeof(value); });
+}
+
+Storage storage_of(DType type) {
+  switch (type) {
+    case DType::kFloat16:
+      return kF16;
+    case DType::kBFloat16:
+      return kBF16;
+    case DType::kFloat32:
+      return kF32;
+    default:
+      return kF64;
+  }
+}
+
+bool View::aligned() const {
+  if (swapped) return false;
+  const auto item = static_cast<uintptr_t>(item_size(dtype));
+  if (reinterpret_cast<uintptr_t>(data) % item != 0) return false;
+  for (int d = 0; d < ndim; ++d) {
+    const auto i = static_cast<size_t>(d);
+    if (shape[i] > 1 && strides[i] % static_cast<ptrdiff_t>(item) != 0) return false;
+  }
+  return true;
+}
+
+int64_t load_int(const char* p, DType type, bool swapped) {
+  if (type == DType::kUInt64) {
+    const uint64_t value = load<uint64_t>(p, swapped);
+    return value > static_cast<uint64_t>(INT64_MAX) ? INT64_MAX : static_cast<int64_t>(value);
+  }
+  return visit(type, [&](auto tag) -> int64_t {
+    using T = decltype(tag);
+    if constexpr (std::is_integral_v<T>) {
+      return static_cast<int64_t>(load<T>(p, swapped));
+    } else {
+      return 0;
+    }
+  });
+}
+
+double load_double(const char* p, DType type, bool swapped) {
+  return visit(type, [&](auto tag) { return to_double(load<decltype(tag)>(p, swapped)); });
+}
+
+void store_double(double value, char* p, DType type, bool swapped) {
+  switch (type) {
+    case DType::kFloat16:
+      return store(from_double<Half>(value), p, swapped);
+    case DType::kBFloat16:
+      return store(from_double<Brain>(value), p, swapped);
+    case DType::kFloat32:
+      return store(static_cast<float>(value), p, swapped);
+    default:
+      return store(value, p, swapped);
+  }
+}
+
+void Plan::make_run(size_t d) {
+  const Dim run = outer[d];
+  outer.erase(outer.begin() + static_cast<ptrdiff_t>(d));
+  outer.push_back(run);
+}
+
+Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
+               const std::vector<const ptrdiff_t*>& operands) {
+  Plan plan;
+  plan.operands = static_cast<int>(operands.size());
+  std::vector<Dim> outer, axis;
+  for (int d = 0; d < ndim; ++d) {
+    Dim dim{shape[d], {}};
+    for (size_t k = 0; k < operands.size(); ++k) dim.stride[k] = operands[k][d];
+    ((axes >> d) & 1 ? axis : outer).push_back(dim);
+  }
+  for (const Dim& dim : outer) plan.samples *= static_cast<size_t>(dim.length);
+  for (const Dim& dim : axis) plan.classes *= static_cast<size_t>(dim.length);
+  plan.outer = coalesce(outer, plan.operands);
+  plan.axis = coalesce(axis, plan.operands);
+  if (plan.axis.empty()) plan.axis.push_back(Dim{1, {}});
+  return plan;
+}
+
+void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, DType to_type,
+          size_t count, double scale) {
+  if (type == to_type && scale == 1.0) {
+    const auto item = static_cast<ptrdiff_t>(item_size(type));
+    copy_bits(item_size(type), from, step, swapped, static_cast<char*>(to), item, false, count);
+    return;
+  }
+  visit(type, [&](auto tag) {
+    using T = decltype(tag);
+    for (size_t i = 0; i < count; ++i) {
+      const double value = to_double(load<T>(from, swapped)) * scale;
+      if (to_type == DType::kFloat64) {
+        static_cast<double*>(to)[i] = value;
+      } else {
+        static_cast<float*>(to)[i] = static_cast<float>(value);
+      }
+      from += step;
+    }
+  });
+}
+
+void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType type, bool swapped,
+            size_t count) {
+  const auto item = static_cast<ptrdiff_t>(item_size(from_type));
+  if (type == from_type) {
+    copy_bits(item_size(type), static_cast<const char*>(from), item, false, to, step, swapped,
+              count);
+    return;
+  }
+  const char* p = static_cast<const char*>(from);
+  for (size_t i = 0; i < count; ++i) {
+    store_double(load_double(p, from_type, false), to, type, swapped);
+    p += item;
+    to += step;
+  }
+}
+
+}  // namespace softlane

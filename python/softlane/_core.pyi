@@ -1,0 +1,72 @@
+"""The compiled kernels. Positional arguments, validated by the package: see csrc/bindings.cpp.
+
+Arrays are buffers of any strides. A bfloat16 array goes as uint16, and its position among the array
+arguments is a bit of `bf16`. Axes are distinct and not negative. Outputs are written in place.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+_Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+__version__: str
+
+def softmax(
+    x: _Array,
+    out: _Array,
+    axes: tuple[int, ...],
+    where: _Array | None,
+    temperature: float,
+    log: bool,
+    bf16: int,
+    /,
+) -> None: ...
+def logsumexp(
+    x: _Array,
+    out: _Array,
+    sign: _Array | None,
+    axes: tuple[int, ...],
+    b: _Array | None,
+    where: _Array | None,
+    bf16: int,
+    /,
+) -> None: ...
+def cross_entropy(
+    logits: _Array,
+    targets: _Array,
+    axis: int,
+    weight: _Array | None,
+    sample_weight: _Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    temperature: float,
+    where: _Array | None,
+    reduction: int,
+    loss: _Array | None,
+    grad: _Array | None,
+    bf16: int,
+    z_loss: float,
+    softcap: float,
+    stats: None,
+    /,
+) -> float: ...
+def softmax_backward(
+    grad_output: _Array,
+    output: _Array,
+    out: _Array,
+    axes: tuple[int, ...],
+    temperature: float,
+    log: bool,
+    bf16: int,
+    /,
+) -> None: ...
+def get_num_threads() -> int: ...
+def set_num_threads(n: int, /) -> None: ...
+def set_thread_limit(n: int, /) -> int: ...
+def isas_compiled() -> list[str]: ...
+def isas_usable() -> list[str]: ...
+def get_isa() -> str: ...
+def set_isa(name: str, /) -> None: ...
+def compiler() -> str: ...
+def elementary(name: str, x: _Array, /) -> _Array: ...

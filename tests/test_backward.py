@@ -1,0 +1,228 @@
+"""softmax_backward and log_softmax_backward: values, masked entries, cancellation, layouts of tails."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import softlane
+from oracle import Exact, check_ulp
+from support import (
+    FEW_TAILS,
+    FLOATS,
+    TAILS,
+    Array,
+    DType,
+    assert_same_bits,
+    dtype_id,
+    make_rows,
+    rng_for,
+    to_dtype,
+)
+
+BACKWARD: dict[str, Any] = {
+    "softmax": softlane.softmax_backward,
+    "log_softmax": softlane.log_softmax_backward,
+}
+ORACLES: dict[str, Any] = {
+    "softmax": oracle.softmax_backward,
+    "log_softmax": oracle.log_softmax_backward,
+}
+
+both = pytest.mark.parametrize("name", list(BACKWARD))
+every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
+
+nan, inf = math.nan, math.inf
+
+
+@functools.cache
+def case(
+    name: str, dtype: DType, n: int, temperature: float
+) -> tuple[list[str], Array, Array, Exact]:
+    """Incoming gradients of many scales, the rounded forward results, and the exact backward."""
+    names, x = make_rows(dtype, n)
+    forward = oracle.softmax(x) if name == "softmax" else oracle.log_softmax(x)
+    with np.errstate(all="ignore"):
+        y = forward.value.astype(dtype)
+    rng = rng_for("backward", dtype, n)
+    g = rng.standard_normal(y.shape) * 10.0 ** rng.integers(-2, 3, (len(y), 1))
+    g[::5] = 1.0
+    g[1::5] = 0.0
+    g[1::5, n // 2] = -1.0
+    g[2::5] = rng.standard_normal((len(g[2::5]), n)) + 50
+    g = to_dtype(g, dtype)
+    return names, g, y, ORACLES[name](g, y, temperature=temperature)
+
+
+@both
+@every_float
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rows_and_columns_of_every_length(
+    isa: str, name: str, dtype: DType, temperature: float
+) -> None:
+    for n in TAILS if temperature == 1 else FEW_TAILS:
+        names, g, y, exact = case(name, dtype, n, temperature)
+        got = BACKWARD[name](g, y, temperature=temperature)
+        assert got.dtype == dtype and got.shape == y.shape
+        check_ulp(got, exact, label=lambda at: f"length {n}, {names[at[0]]}")
+        got = BACKWARD[name](g.T.copy(), y.T.copy(), axis=0, temperature=temperature)
+        check_ulp(got.T, exact, label=lambda at: f"columns of length {n}, {names[at[0]]}")
+
+
+@both
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 8, 13, 16, 17, 31, 33, 64, 65, 127])
+def test_panels_of_every_width(isa: str, name: str, columns: int) -> None:
+    for dtype in FLOATS:
+        rng = rng_for("panel", dtype, columns)
+        y = to_dtype(oracle.softmax(rng.standard_normal((2, 7, columns)), 1).value, dtype)
+        y = y if name == "softmax" else to_dtype(np.log(y.astype(float)), dtype)
+        g = to_dtype(rng.standard_normal(y.shape), dtype)
+        check_ulp(BACKWARD[name](g, y, 1), ORACLES[name](g, y, 1), label=f"{columns} columns")
+
+
+@both
+@every_float
+@pytest.mark.parametrize("axis", [-1, 0, 1, 2, -3, (0, 1), (2, 0), (1, 2), (0, 1, 2), None, ()])
+def test_every_axis(isa: str, name: str, dtype: DType, axis: Any) -> None:
+    rng = rng_for("axes")
+    y = to_dtype(ORACLES_FORWARD[name](rng.standard_normal((3, 4, 5)), axis).value, dtype)
+    g = to_dtype(rng.standard_normal(y.shape), dtype)
+    check_ulp(BACKWARD[name](g, y, axis), ORACLES[name](g, y, axis))
+
+
+ORACLES_FORWARD: dict[str, Any] = {"softmax": oracle.softmax, "log_softmax": oracle.log_softmax}
+
+
+@every_float
+def test_gradients_of_every_size(isa: str, dtype: DType) -> None:
+    """Products that overflow or vanish in the dtype, though the result does not."""
+    if dtype.itemsize == 2:
+        return
+    top = float(np.finfo(dtype).max)
+    tiny = float(np.finfo(dtype).tiny)
+    y = np.array([[0.5, 0.25, 0.25]] * 6, dtype)
+    g = np.array(
+        [
+            [top / 4, -top / 4, top / 8],
+            [tiny, 2 * tiny, -tiny],
+            [tiny / 8, tiny / 16, 0],
+            [top / 3, top / 3, top / 3],
+            [1, -1, tiny],
+            [top / 4, tiny, 0],
+        ],
+        dtype,
+    )
+    check_ulp(softlane.softmax_backward(g, y), oracle.softmax_backward(g, y))
+    lp = np.log(y)
+    check_ulp(softlane.log_softmax_backward(g, lp), oracle.log_softmax_backward(g, lp))
+
+
+@both
+def test_sums_that_cancel(isa: str, name: str) -> None:
+    """The ulp is that of the largest term: |y| (|g| + sum |g y|), and |g| + exp(y) |sum g|."""
+    rng = rng_for("cancel")
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        for n in (2, 9, 64, 1000):
+            g = rng.standard_normal((4, n)) * 1e3
+            g[:, n // 2 :] -= g.mean(axis=-1, keepdims=True) * n / (n - n // 2)
+            y = ORACLES_FORWARD[name](rng.standard_normal((4, n))).value.astype(dtype)
+            g = g.astype(dtype)
+            check_ulp(BACKWARD[name](g, y), ORACLES[name](g, y), label=f"{dtype} length {n}")
+
+
+@every_float
+def test_softmax_where_the_output_is_zero_the_gradient_is_zero(isa: str, dtype: DType) -> None:
+    for n in (2, 5, 16, 33, 70):
+        y = np.full((n, n), 0.5, dtype)
+        np.fill_diagonal(y, 0)
+        clean = np.full((n, n), 2, dtype)
+        np.fill_diagonal(clean, 0)
+        expected = softlane.softmax_backward(clean, y)
+        for value in (inf, -inf, nan, 100.0):
+            g = clean.copy()
+            np.fill_diagonal(g, value)
+            for got in (softlane.softmax_backward(g, y), softlane.softmax_backward(g, y, axis=0)):
+                assert (np.diagonal(got) == 0).all()
+                assert_same_bits(got + 0, expected + 0, f"{value} behind a zero")
+
+
+@every_float
+def test_log_softmax_where_the_output_is_minus_infinity_g_passes(isa: str, dtype: DType) -> None:
+    for n in (2, 5, 16, 33, 70):
+        y = np.full((n, n), -1, dtype)
+        np.fill_diagonal(y, -inf)
+        g = np.full((n, n), 2, dtype)
+        np.fill_diagonal(g, 0.75)
+        for got in (softlane.log_softmax_backward(g, y), softlane.log_softmax_backward(g, y, 0)):
+            assert (np.diagonal(got) == 0.75).all()
+            check_ulp(got, oracle.log_softmax_backward(g, y))
+    y, g = np.array([-inf, 0], dtype), np.array([3, inf], dtype)
+    assert softlane.log_softmax_backward(g, y)[0] == 3, "0 times an infinite sum"
+
+
+@both
+@every_float
+def test_nan_stays_in_its_row(isa: str, name: str, dtype: DType) -> None:
+    y = np.full((3, 7), 0.125 if name == "softmax" else -2, dtype)
+    for broken in ("g", "y"):
+        g, z = np.ones((3, 7), dtype), y.copy()
+        (g if broken == "g" else z)[1, 4] = nan
+        got = BACKWARD[name](g, z)
+        assert np.isnan(got[1]).all() if broken == "g" else np.isnan(got[1, 4])
+        assert np.isfinite(got[[0, 2]]).all()
+
+
+@both
+@every_float
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_empty(isa: str, name: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    x = np.empty(shape, dtype)
+    for axis in (-1, 0, None):
+        got = BACKWARD[name](x, x, axis)
+        assert got.shape == shape and got.dtype == dtype
+
+
+@both
+@every_float
+def test_scalars(isa: str, name: str, dtype: DType) -> None:
+    y = np.array(1 if name == "softmax" else 0, dtype)
+    got = BACKWARD[name](np.array(3, dtype), y)
+    assert isinstance(got, dtype.type) and got == 0
+
+
+@both
+@every_float
+def test_out_and_in_place(isa: str, name: str, dtype: DType) -> None:
+    _, g, y, _ = case(name, dtype, 33, 1.0)
+    expected = BACKWARD[name](g, y)
+    out = np.empty_like(expected)
+    assert BACKWARD[name](g, y, out=out) is out
+    assert_same_bits(out, expected)
+    for which in (0, 1):
+        arrays = [g.copy(), y.copy()]
+        assert BACKWARD[name](*arrays, out=arrays[which]) is arrays[which]
+        assert_same_bits(arrays[which], expected, f"over argument {which}")
+    shared = y.copy()
+    expected = BACKWARD[name](shared.copy(), shared.copy())
+    BACKWARD[name](shared, shared, out=shared)
+    assert_same_bits(shared, expected, "both inputs and the output in one array")
+
+
+@both
+def test_gradient_of_the_loss_by_the_chain_rule(isa: str, name: str) -> None:
+    """Backward through the forward agrees with a central difference in float64."""
+    rng = rng_for("difference")
+    x, g, t = rng.standard_normal((2, 6)), rng.standard_normal((2, 6)), 1.7
+    forward: Any = softlane.softmax if name == "softmax" else softlane.log_softmax
+    got = BACKWARD[name](g, forward(x, temperature=t), temperature=t)
+    h = 1e-6
+    for i in range(2):
+        for j in range(6):
+            step = np.zeros_like(x)
+            step[i, j] = h
+            high, low = forward(x + step, temperature=t), forward(x - step, temperature=t)
+            assert abs(got[i, j] - np.sum(g * (high - low)) / (2 * h)) < 1e-8

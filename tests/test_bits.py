@@ -1,0 +1,438 @@
+"""The same bits: whatever the batch, the place in it, axis, strides, alignment, threads, size and instruction set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import softlane
+from softlane import _core
+from support import (
+    FEW_TAILS,
+    FLOATS,
+    FUSED,
+    INTEGERS,
+    Array,
+    DType,
+    assert_same_bits,
+    bits,
+    dtype_id,
+    make_rows,
+    rng_for,
+    strided,
+    threads,
+    to_dtype,
+    using,
+)
+
+every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
+THRESHOLDS = (16, 128, 1024, 65536, 131072)
+AROUND = [n + d for n in THRESHOLDS for d in (-1, 0, 1)]
+
+# Each call takes rows (count, n) with targets and an incoming gradient, and gives arrays whose first axis is the row.
+
+
+class Rows:
+    """Rows of logits with everything that goes with a row."""
+
+    def __init__(self, x: Array, seed: int = 0) -> None:
+        count, n = x.shape
+        rng = rng_for("bits", count, n, seed)
+        self.x = x
+        self.targets = rng.integers(0, n, count)
+        self.g = to_dtype(rng.standard_normal((count, n)), x.dtype)
+        self.b = to_dtype(rng.standard_normal((count, n)), x.dtype)
+        self.weight = rng.uniform(0.5, 2, n)
+        self.sample_weight = rng.uniform(0.5, 2, count)
+        self.where = rng.random((count, n)) < 0.8
+        self.where[np.arange(count), self.targets] = True
+        self.y = np.empty_like(x)
+
+    def pick(self, chosen: Any) -> Rows:
+        """Some of the rows, as a batch of their own."""
+        other = object.__new__(Rows)
+        for name, value in vars(self).items():
+            setattr(other, name, value if name == "weight" else np.ascontiguousarray(value[chosen]))
+        return other
+
+
+def _loss(r: Rows, axis: int, turn: Callable[[Array], Array], **options: Any) -> list[Array]:
+    loss, grad = softlane.cross_entropy_with_grad(
+        turn(r.x), r.targets, axis, reduction="none", **options
+    )
+    return [loss, turn(grad)]
+
+
+CALLS: dict[str, Callable[[Rows, int, Callable[[Array], Array]], list[Array]]] = {
+    "softmax": lambda r, axis, turn: [turn(softlane.softmax(turn(r.x), axis))],
+    "log_softmax": lambda r, axis, turn: [turn(softlane.log_softmax(turn(r.x), axis))],
+    "softmax with temperature": lambda r, axis, turn: [
+        turn(softlane.softmax(turn(r.x), axis, temperature=0.7))
+    ],
+    "softmax with where": lambda r, axis, turn: [
+        turn(softlane.softmax(turn(r.x), axis, where=turn(r.where)))
+    ],
+    "log_softmax to float64": lambda r, axis, turn: [
+        turn(softlane.log_softmax(turn(r.x), axis, dtype=np.float64))
+    ],
+    "logsumexp": lambda r, axis, turn: [softlane.logsumexp(turn(r.x), axis)],
+    "logsumexp with b": lambda r, axis, turn: list(
+        softlane.logsumexp(turn(r.x), axis, b=turn(r.b), return_sign=True)
+    ),
+    "logsumexp with where": lambda r, axis, turn: [
+        softlane.logsumexp(turn(r.x), axis, where=turn(r.where))
+    ],
+    "cross_entropy": lambda r, axis, turn: _loss(r, axis, turn),
+    "cross_entropy with everything": lambda r, axis, turn: _loss(
+        r,
+        axis,
+        turn,
+        weight=r.weight,
+        sample_weight=r.sample_weight,
+        label_smoothing=0.1,
+        temperature=1.3,
+        where=turn(r.where),
+    ),
+    "softmax_backward": lambda r, axis, turn: [
+        turn(softlane.softmax_backward(turn(r.g), turn(r.y), axis))
+    ],
+    "log_softmax_backward": lambda r, axis, turn: [
+        turn(softlane.log_softmax_backward(turn(r.g), turn(-np.abs(r.x)), axis))
+    ],
+}
+every_call = pytest.mark.parametrize("name", list(CALLS))
+
+
+def identity(x: Array) -> Array:
+    return x
+
+
+def transpose(x: Array) -> Array:
+    return x.T
+
+
+def packed_transpose(x: Array) -> Array:
+    return np.ascontiguousarray(x.T)
+
+
+def rows_of(dtype: DType, n: int, count: int | None = None) -> Rows:
+    """Rows of every kind, or `count` plain ones where a row is long."""
+    if count is None:
+        _, x = make_rows(dtype, n)
+    else:
+        x = to_dtype(3 * rng_for("rows", n).standard_normal((count, n)), dtype)
+        x[0, -1] = 40
+    result = Rows(x)
+    result.y = softlane.softmax(result.x)
+    return result
+
+
+def assert_rows(
+    got: list[Array], expected: list[Array], label: str, chosen: Any = slice(None)
+) -> None:
+    for a, b in zip(got, expected, strict=True):
+        assert_same_bits(a, b[chosen], label)
+
+
+# A row and its surroundings
+
+
+@every_call
+@every_float
+def test_a_batch_of_one_against_any_place_in_any_batch(
+    fused_isa: str, name: str, dtype: DType
+) -> None:
+    for n in FEW_TAILS:
+        rows = rows_of(dtype, n)
+        expected = CALLS[name](rows, -1, identity)
+        count = len(rows.x)
+        for i in range(0, count, 1 if n < 70 else 5):
+            got = CALLS[name](rows.pick([i]), -1, identity)
+            assert_rows(got, expected, f"row {i} of length {n} alone", [i])
+        for chosen in (slice(1, None), slice(None, None, 3), slice(None, None, -1), slice(0, 2)):
+            got = CALLS[name](rows.pick(chosen), -1, identity)
+            assert_rows(got, expected, f"rows {chosen} of length {n}", chosen)
+
+
+@every_call
+@every_float
+def test_rows_against_columns(fused_isa: str, name: str, dtype: DType) -> None:
+    """The last axis against the first, contiguous columns against strided rows, panels of any width."""
+    for n in FEW_TAILS:
+        rows = rows_of(dtype, n)
+        expected = CALLS[name](rows, -1, identity)
+        assert_rows(CALLS[name](rows, 0, packed_transpose), expected, f"columns of length {n}")
+        assert_rows(CALLS[name](rows, 0, transpose), expected, f"rows of length {n} as axis 0")
+        for width in (1, 2, 3, 5, 7, 9, 15, 17):
+            chosen = slice(4, 4 + width)
+            got = CALLS[name](rows.pick(chosen), 0, packed_transpose)
+            assert_rows(got, expected, f"{width} columns of length {n}", chosen)
+
+
+@every_call
+@every_float
+def test_strides_and_alignment(fused_isa: str, name: str, dtype: DType) -> None:
+    for n in (1, 3, 8, 17, 33, 64, 129, 1000):
+        rows = rows_of(dtype, n)
+        expected = CALLS[name](rows, -1, identity)
+        for steps in ((1, 2), (1, -1), (-1, 3), (2, 1)):
+            got = CALLS[name](rows, -1, lambda x, s=steps: strided(x, s) if x is rows.x else x)
+            assert_rows(got, expected, f"steps {steps}, length {n}")
+        room = np.zeros(rows.x.nbytes + 64, np.uint8)
+        for offset in (1, 2, 4, 8, 16, 32, 60):
+            view: Array = np.ndarray(rows.x.shape, dtype, buffer=room.data, offset=offset)
+            view[...] = rows.x
+            got = CALLS[name](rows, -1, lambda x, v=view: v if x is rows.x else x)
+            assert_rows(got, expected, f"offset {offset}, length {n}")
+
+
+@every_float
+@pytest.mark.parametrize("n", AROUND)
+def test_lengths_around_thresholds(fused_isa: str, dtype: DType, n: int) -> None:
+    """Rows, columns, strides, one thread and many, one row and several: of lengths around block sizes."""
+    rows = rows_of(dtype, n, 2 if n > 2000 else 40)
+    reversed_x = strided(rows.x, (1, -2))
+    for name, call in CALLS.items():
+        with threads(1):
+            expected = call(rows, -1, identity)
+        with threads(4):
+            assert_rows(call(rows, -1, identity), expected, f"{name}, threads")
+            assert_rows(call(rows, 0, packed_transpose), expected, f"{name}, columns")
+        assert_rows(call(rows.pick([1]), -1, identity), expected, f"{name}, alone", [1])
+        got = call(rows, -1, lambda x: reversed_x if x is rows.x else x)
+        assert_rows(got, expected, f"{name}, strided")
+
+
+@every_call
+def test_batches_around_thresholds(fused_isa: str, name: str) -> None:
+    """Array sizes on both sides of any threshold on the number of elements, in rows and in columns."""
+    rows = rows_of(np.dtype(np.float32), 7, 20_001)
+    expected = CALLS[name](rows, -1, identity)
+    for count in (
+        1,
+        2,
+        3,
+        18,
+        19,
+        146,
+        147,
+        1170,
+        1171,
+        2340,
+        2341,
+        4681,
+        4682,
+        9363,
+        18725,
+        20_000,
+    ):
+        got = CALLS[name](rows.pick(slice(1, 1 + count)), -1, identity)
+        assert_rows(got, expected, f"{count} rows", slice(1, 1 + count))
+        got = CALLS[name](rows.pick(slice(1, 1 + count)), 0, packed_transpose)
+        assert_rows(got, expected, f"{count} columns", slice(1, 1 + count))
+
+
+# Parameters that change nothing
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
+@every_float
+def test_where_all_true_against_none(fused_isa: str, name: str, dtype: DType) -> None:
+    for n in [*FEW_TAILS, 4097]:
+        rows = rows_of(dtype, n)
+        mask = np.ones(rows.x.shape, bool)
+        for axis, turn in ((-1, identity), (0, packed_transpose)):
+            x, full = turn(rows.x), turn(mask)
+            for where in (full, np.broadcast_to(True, x.shape), np.True_):
+                if name == "cross_entropy":
+                    call = softlane.cross_entropy_with_grad
+                    got = call(x, rows.targets, axis, where=where, reduction="none")
+                    expected = call(x, rows.targets, axis, reduction="none")
+                else:
+                    function = getattr(softlane, name)
+                    got, expected = [function(x, axis, where=where)], [function(x, axis)]
+                assert_rows(list(got), list(expected), f"length {n}, axis {axis}")
+
+
+@every_float
+def test_in_place_against_a_new_array(fused_isa: str, dtype: DType) -> None:
+    for n in [*FEW_TAILS, 4097]:
+        rows = rows_of(dtype, n)
+        for axis, turn in ((-1, identity), (0, packed_transpose)):
+            for function in (softlane.softmax, softlane.log_softmax):
+                x = turn(rows.x).copy()
+                expected = function(x, axis)
+                assert_same_bits(function(x, axis, out=x), expected, f"length {n}, axis {axis}")
+            for backward in (softlane.softmax_backward, softlane.log_softmax_backward):
+                g, y = turn(rows.g).copy(), turn(rows.y)
+                expected = backward(g, y, axis)
+                assert_same_bits(backward(g, y, axis, out=g), expected, f"length {n}, axis {axis}")
+            x = turn(rows.x).copy()
+            loss, grad = softlane.cross_entropy_with_grad(x, rows.targets, axis)
+            loss_2, grad_2 = softlane.cross_entropy_with_grad(x, rows.targets, axis, grad_out=x)
+            assert_same_bits(loss_2, loss)
+            assert_same_bits(grad_2, grad)
+
+
+@every_float
+def test_a_parameter_spelled_out_as_its_default(fused_isa: str, dtype: DType) -> None:
+    rows = rows_of(dtype, 37)
+    x, y = rows.x, rows.targets
+    expected = softlane.cross_entropy_with_grad(x, y, reduction="none")
+    for options in (
+        {"weight": np.ones(37)},
+        {"sample_weight": 1.0},
+        {"label_smoothing": 0.0},
+        {"temperature": 1},
+        {"ignore_index": -5},
+        {"dtype": None},
+        {"where": None},
+    ):
+        got = softlane.cross_entropy_with_grad(x, y, reduction="none", **options)
+        assert_rows(list(got), list(expected), str(options))
+
+
+def test_the_loss_with_and_without_the_gradient(fused_isa: str) -> None:
+    for dtype in FLOATS:
+        rows = rows_of(dtype, 129)
+        for reduction in ("none", "mean", "sum"):
+            for options in ({}, {"weight": rows.weight, "label_smoothing": 0.1}):
+                finite = np.isfinite(rows.x).all(axis=-1)
+                x, y = rows.x[finite], rows.targets[finite]
+                loss, _ = softlane.cross_entropy_with_grad(x, y, reduction=reduction, **options)
+                assert_same_bits(softlane.cross_entropy(x, y, reduction=reduction, **options), loss)
+
+
+# Threads
+
+
+@every_call
+def test_one_thread_against_many(fused_isa: str, name: str) -> None:
+    for dtype, shape in ((np.dtype(np.float32), (997, 1031)), (np.dtype(np.float64), (11, 50_257))):
+        rows = Rows(to_dtype(3 * rng_for("threads", shape).standard_normal(shape), dtype))
+        with threads(1):
+            rows.y = softlane.softmax(rows.x)
+            expected = CALLS[name](rows, -1, identity)
+            columns = CALLS[name](rows, 0, transpose)
+        for count in (2, 3, 7):
+            with threads(count):
+                assert_rows(CALLS[name](rows, -1, identity), expected, f"{count} threads")
+                assert_rows(CALLS[name](rows, 0, transpose), columns, f"{count} threads, axis 0")
+
+
+@every_float
+@pytest.mark.parametrize("samples", [1, 2, 31, 1024, 4097, 65_537, 300_001])
+def test_sum_and_mean_over_samples(fused_isa: str, dtype: DType, samples: int) -> None:
+    """The same bits for any number of threads, any strides, axis and memory order."""
+    rng = rng_for("samples", samples)
+    x = to_dtype(rng.standard_normal((samples, 3)), dtype)
+    y = rng.integers(0, 3, samples)
+    weight = rng.uniform(0.1, 1, samples)
+    for reduction in ("mean", "sum"):
+        for options in ({}, {"sample_weight": weight}):
+            with threads(1):
+                expected = softlane.cross_entropy(x, y, reduction=reduction, **options)
+            for count in (2, 5):
+                with threads(count):
+                    for logits, axis in ((x, -1), (x.T.copy(), 0), (np.asfortranarray(x), -1)):
+                        got = softlane.cross_entropy(
+                            logits, y, axis, reduction=reduction, **options
+                        )
+                        assert_same_bits(
+                            got, expected, f"{reduction}, {count} threads, axis {axis}"
+                        )
+
+
+def test_mean_and_sum_over_several_axes_of_samples(fused_isa: str) -> None:
+    rng = rng_for("sample axes")
+    x, y = rng.standard_normal((7, 5, 11, 13)), rng.integers(0, 5, (7, 11, 13))
+    for reduction in ("mean", "sum"):
+        expected = softlane.cross_entropy_with_grad(x, y, 1, reduction=reduction)
+        for other in (
+            np.asfortranarray(x),
+            np.ascontiguousarray(np.moveaxis(x, 1, -1)).swapaxes(1, 3),
+        ):
+            if other.shape != x.shape:
+                other = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+            got = softlane.cross_entropy_with_grad(other, y, 1, reduction=reduction)
+            assert_rows(list(got), list(expected), reduction)
+
+
+# Instruction sets
+
+
+def data_set(dtype: DType) -> Iterator[tuple[str, list[Array]]]:
+    """Every call over a deterministic set of rows, with a label for each."""
+    for n in (*range(1, 36), 63, 64, 65, 127, 128, 129, 255, 257, 1000, 4097):
+        rows = rows_of(dtype, n)
+        for name, call in CALLS.items():
+            yield f"{name}, rows of {n}", call(rows, -1, identity)
+            yield f"{name}, columns of {n}", call(rows, 0, packed_transpose)
+        for reduction in ("mean", "sum"):
+            finite = np.isfinite(rows.x).all(axis=-1)
+            loss, grad = softlane.cross_entropy_with_grad(
+                rows.x[finite], rows.targets[finite], weight=rows.weight, reduction=reduction
+            )
+            yield f"{reduction} over rows of {n}", [np.asarray(loss), grad]
+    for n in (65_535, 65_537, 131_073):
+        rows = rows_of(dtype, n, 2)
+        for name, call in CALLS.items():
+            yield f"{name}, rows of {n}", call(rows, -1, identity)
+
+
+def digests(name: str, dtype: DType) -> dict[str, str]:
+    with using(name):
+        return {
+            label: hashlib.sha256(b"".join(bits(a).tobytes() for a in arrays)).hexdigest()
+            for label, arrays in data_set(dtype)
+        }
+
+
+@every_float
+def test_instruction_sets_agree(dtype: DType) -> None:
+    usable = [name for name in _core.isas_usable() if name in FUSED]
+    if len(usable) < 2:
+        pytest.skip(f"one instruction set with fused multiply-add is usable here: {usable}")
+    expected = digests(usable[0], dtype)
+    for other in usable[1:]:
+        got = digests(other, dtype)
+        differ = [label for label, digest in got.items() if digest != expected[label]]
+        assert not differ, (
+            f"{other} and {usable[0]} differ in {len(differ)} cases, first: {differ[:5]}"
+        )
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=lambda d: d.char)
+def test_instruction_sets_agree_on_integers(dtype: DType) -> None:
+    usable = [name for name in _core.isas_usable() if name in FUSED]
+    top = 2 if dtype.kind == "b" else 100
+    x = rng_for("integers").integers(0, top, (9, 77)).astype(dtype)
+    results = []
+    for name in usable:
+        with using(name):
+            results.append([softlane.softmax(x), softlane.log_softmax(x, 0), softlane.logsumexp(x)])
+    for other in results[1:]:
+        assert_rows(other, results[0], str(dtype))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "expm1", "log1p"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_instruction_sets_agree_on_elementary_functions(name: str, dtype: Any) -> None:
+    usable = [isa for isa in _core.isas_usable() if isa in FUSED]
+    unsigned: Any = np.uint32 if dtype == np.float32 else np.uint64
+    patterns = rng_for("patterns").integers(
+        0, np.iinfo(unsigned).max, 500_000, unsigned, endpoint=True
+    )
+    near = np.concatenate([np.linspace(-2, 3, 200_000), np.linspace(-800, 800, 200_000)]).astype(
+        dtype
+    )
+    for x in (patterns.view(dtype), near):
+        results = []
+        for isa in usable:
+            with using(isa):
+                results.append(_core.elementary(name, x))
+        for other in results[1:]:
+            assert_same_bits(other, results[0], name)
