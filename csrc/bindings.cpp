@@ -236,6 +236,9 @@ PyObject* cross_entropy_call(PyObject* const* a) {
   args.label_smoothing = as_double(a[6]);
   args.temperature = as_double(a[7]);
   args.where = hold(where, a[8], false, false);
+  constexpr DType kResults[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16,
+                                DType::kBFloat16};
+  args.result = kResults[(bf16 >> 6) & 3];
   args.reduction = static_cast<Reduction>(as_integer(a[9]));
   args.loss = hold(loss, a[10], true, (bf16 & 16) != 0);
   args.grad = hold(grad, a[11], true, (bf16 & 2) != 0);

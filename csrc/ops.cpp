@@ -15,6 +15,7 @@ namespace softlane {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A thread's scratch, at most 1 MiB: the kernels' own, and two buffers for packed rows.
 constexpr size_t kChunk = 30720;  // elements; a multiple of 128
@@ -47,7 +48,7 @@ thread_local Scratch scratch;
 // log2(e)/T and 1/T as sums of two floating-point numbers.
 Scale make_scale(double temperature) {
   constexpr double kHi = 0x1.71547652b82fep+0, kLo = 0x1.777d0ffda0d24p-56;
-  const double t = std::max(temperature, std::numeric_limits<double>::min());
+  const double t = temperature;
   Scale s;
   s.k_hi = kHi / t;
   s.k_lo = (std::fma(-s.k_hi, t, kHi) + kLo) / t;
@@ -62,10 +63,10 @@ Scale make_scale(double temperature) {
   return s;
 }
 
-// Float arithmetic needs a 1/T well inside its range; beyond it rows are computed in double, and where
-// even double has no room for k, the logits are scaled down first.
+// Float arithmetic needs a 1/T well inside its range; beyond it rows are computed in double. Where even
+// double has no room for log2(e)/T, logits and T are multiplied by a power of two first.
 bool fits_float(double temperature) { return temperature > 0x1p-90 && temperature < 0x1p90; }
-constexpr double kHuge = 0x1p800, kDown = 0x1p-400;
+bool fits_double(double temperature) { return temperature > 0x1p-800 && temperature < 0x1p800; }
 
 struct Compute {
   DType type;          // of the packed rows, and of the kernel
@@ -74,19 +75,22 @@ struct Compute {
   bool direct = false; // the arrays can be read and written where they are
 };
 
-// How to compute on `x` with results in `out` (null: reductions).
-Compute make_compute(const View& x, const View* out, const View* where, double temperature) {
+// How to compute on `x` with results in `out` (null: reductions), in double if `wide` or needed.
+Compute make_compute(const View& x, const View* out, const View* where, double temperature,
+                     bool wide) {
   Compute c;
-  const bool same = is_floating(x.dtype) && (out == nullptr || out->dtype == x.dtype);
-  const bool wide = x.dtype == DType::kFloat64 || !is_floating(x.dtype) ||
-                    (out != nullptr && out->dtype == DType::kFloat64);
-  const bool ordinary = x.dtype == DType::kFloat64 ? temperature < kHuge : fits_float(temperature);
+  wide = wide || x.dtype == DType::kFloat64 || !is_floating(x.dtype) ||
+         (out != nullptr && out->dtype == DType::kFloat64);
+  const bool same = is_floating(x.dtype) && (out == nullptr || out->dtype == x.dtype) &&
+                    (!wide || x.dtype == DType::kFloat64);
+  const bool ordinary =
+      x.dtype == DType::kFloat64 ? fits_double(temperature) : fits_float(temperature);
   c.type = same && ordinary ? x.dtype
            : wide || !fits_float(temperature) ? DType::kFloat64
                                               : DType::kFloat32;
-  if (c.type == DType::kFloat64 && temperature >= kHuge) {
-    c.factor = kDown;
-    temperature *= kDown;
+  if (c.type == DType::kFloat64 && !fits_double(temperature)) {
+    c.factor = temperature > 1 ? 0x1p-400 : 0x1p600;
+    temperature *= c.factor;
   }
   c.scale = make_scale(temperature);
   c.direct = same && ordinary && where == nullptr && x.aligned() &&
@@ -144,8 +148,9 @@ struct Slot {
   char* row = nullptr;      // address of the row at hand
   char* buffer = nullptr;   // where it is packed
   DType type = DType::kFloat64;
-  double factor = 1;
+  double factor = 1;        // what elements are multiplied by as they are packed
   double masked = 0;        // what an element outside `where` is packed, or written, as
+  double center = 0;        // with a factor > 1, which could overflow: the row's maximum, subtracted
 };
 
 // Packs and unpacks the rows of the kernels' operands, whole or by chunks.
@@ -167,6 +172,30 @@ struct PackedRow {
     if (where != nullptr) {
       where_row = where->data + offsets[where_operand] + position * run_stride(*plan, where_operand);
     }
+    if (slots[0].factor > 1) find_center(slots[0]);
+  }
+  // The largest element that counts. Softmax and losses depend on differences alone.
+  void find_center(Slot& slot) const {
+    double max = -kInf;
+    const auto see = [&](char* from, ptrdiff_t step, size_t, size_t n) {
+      for (size_t i = 0; i < n; ++i) {
+        const double x = load_double(from + static_cast<ptrdiff_t>(i) * step, slot.view->dtype,
+                                     slot.view->swapped);
+        if (x > max) max = x;
+      }
+    };
+    if (where == nullptr) {
+      for_steps(*plan, slot.operand, slot.row, 0, plan->classes, see);
+    } else {
+      for_steps(*plan, where_operand, where_row, 0, plan->classes,
+                [&](char* mask, ptrdiff_t step, size_t at, size_t n) {
+                  for (size_t i = 0; i < n; ++i) {
+                    if (mask[static_cast<ptrdiff_t>(i) * step] == 0) continue;
+                    for_steps(*plan, slot.operand, slot.row, at + i, 1, see);
+                  }
+                });
+    }
+    slot.center = std::isfinite(max) ? max : 0;
   }
   bool whole() const { return plan->classes <= kChunk; }
   const ChunkIo* chunked() {
@@ -183,7 +212,8 @@ struct PackedRow {
     for_steps(*self.plan, slot.operand, slot.row, start, count,
               [&](char* from, ptrdiff_t step, size_t at, size_t n) {
                 pack(from, step, slot.view->dtype, slot.view->swapped,
-                     slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, n, slot.factor);
+                     slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, n, slot.factor,
+                     slot.center);
               });
     self.for_masked(start, count, [&](size_t i) {
       store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
@@ -235,7 +265,7 @@ const ptrdiff_t* strides_or_none(const View* v) {
 
 void softmax(const View& x, const View& out, uint64_t axes, const View* where, double temperature,
              bool log) {
-  const Compute compute = make_compute(x, &out, where, temperature);
+  const Compute compute = make_compute(x, &out, where, temperature, false);
   Plan plan = make_plan(x.ndim, x.shape.data(), axes,
                         {x.strides.data(), out.strides.data(), strides_or_none(where)});
   if (plan.samples == 0 || plan.classes == 0) return;
@@ -281,8 +311,8 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
 
 void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, const View* b,
                const View* where) {
-  Compute compute = make_compute(x, nullptr, where, 1);
-  if (!is_floating(x.dtype) || b != nullptr) {
+  Compute compute = make_compute(x, nullptr, where, 1, out.dtype == DType::kFloat64);
+  if (b != nullptr) {
     compute.type = DType::kFloat64;
     compute.direct = false;
   }
@@ -330,7 +360,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
                                    results,
                                    &signs};
             table.logsumexp_weighted(weighted);
-            if (signs < 0 && sign == nullptr) results[0] = std::nan("");
+            if (signs < 0 && sign == nullptr) results[0] = kNaN;
           } else {
             batch.x = scratch.pack(0);
             batch.count = 1;
@@ -388,12 +418,9 @@ std::string position(const View& v, size_t s) {
 class CrossEntropy {
  public:
   explicit CrossEntropy(const CrossEntropyArgs& args)
-      : a_(args), compute_(make_compute(args.logits, args.grad, args.where, args.temperature)) {
+      : a_(args), compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
+                               args.result == DType::kFloat64)) {
     const View& x = a_.logits;
-    if (!is_floating(x.dtype)) {
-      compute_.type = DType::kFloat64;
-      compute_.direct = false;
-    }
     const uint64_t axes = uint64_t{1} << a_.axis;
     const auto targets = expanded(&a_.targets, x.ndim, axes);
     const auto sample_weight = expanded(a_.sample_weight, x.ndim, axes);
@@ -411,7 +438,7 @@ class CrossEntropy {
     check_targets();
     const double divisor = a_.reduction == Reduction::kMean ? divisor_.value() : 1;
     if (plan_.samples == 0) {
-      return a_.reduction == Reduction::kMean ? std::nan("") : 0;
+      return a_.reduction == Reduction::kMean ? kNaN : 0;
     }
     const Mode mode =
         choose_mode(plan_, compute_.direct && direct_weights_, a_.grad ? 2 : 1,
@@ -438,7 +465,7 @@ class CrossEntropy {
     }
     if (a_.reduction == Reduction::kNone) return 0;
     if (a_.reduction == Reduction::kSum) return total.value();
-    return divisor == 0 ? std::nan("") : total.value() / divisor;
+    return divisor == 0 ? kNaN : total.value() / divisor;
   }
 
  private:
@@ -486,8 +513,11 @@ class CrossEntropy {
         const int64_t target = load_int(at(y, 2, offsets, i), y.dtype, y.swapped);
         if (target == a_.ignore_index) continue;
         if (target < 0 || static_cast<uint64_t>(target) >= classes_) {
-          throw std::out_of_range("targets" + position(y, first + i) + " is " +
-                                  std::to_string(target) + ", expected 0 <= target < " +
+          const std::string given = target == INT64_MAX && y.dtype == DType::kUInt64
+                                        ? std::to_string(load_unsigned(at(y, 2, offsets, i), y.swapped))
+                                        : std::to_string(target);
+          throw std::out_of_range("targets" + position(y, first + i) + " is " + given +
+                                  ", expected 0 <= target < " +
                                   std::to_string(classes_) + " (the length of axis " +
                                   std::to_string(a_.axis) + " of logits) or ignore_index " +
                                   std::to_string(a_.ignore_index));
@@ -624,17 +654,19 @@ class CrossEntropy {
 
 }  // namespace
 
-double cross_entropy(const CrossEntropyArgs& args) { return CrossEntropy(args).run(); }
+double cross_entropy(const CrossEntropyArgs& args) {
+  // Rounded here, not by the caller in whatever rounding mode it has.
+  char rounded[sizeof(double)];
+  store_double(CrossEntropy(args).run(), rounded, args.result, false);
+  return load_double(rounded, args.result, false);
+}
 
 void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,
                       double temperature, bool log) {
-  Compute compute = make_compute(grad_output, &out, nullptr, temperature);
+  Compute compute = make_compute(grad_output, &out, nullptr, temperature, false);
   const bool same = output.dtype == grad_output.dtype && output.dtype == out.dtype;
-  if (!same || compute.factor != 1) {
-    compute.type = DType::kFloat64;
-    compute.factor = 1;
-    compute.scale = make_scale(temperature);
-  }
+  if (!same) compute.type = DType::kFloat64;
+  compute.scale = make_scale(temperature);
   compute.direct = compute.direct && same && output.aligned();
   Plan plan =
       make_plan(out.ndim, out.shape.data(), axes,

@@ -25,13 +25,14 @@ struct CrossEntropyArgs {
   int64_t ignore_index = -100;
   double label_smoothing = 0;
   double temperature = 1;
+  DType result = DType::kFloat64;  // of the loss; double asks for double arithmetic throughout
   const View* where = nullptr;
   Reduction reduction = Reduction::kMean;
   const View* loss = nullptr;  // for kNone
   const View* grad = nullptr;
 };
 
-// The reduced loss (0 for kNone). Throws std::out_of_range and std::invalid_argument for bad targets,
+// The reduced loss, rounded to `result` (0 for kNone). Throws std::out_of_range and std::invalid_argument for bad targets,
 // before anything is written.
 double cross_entropy(const CrossEntropyArgs& args);
 

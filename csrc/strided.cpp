@@ -1,6 +1,8 @@
 #include "strided.h"
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 
 namespace softlane {
 namespace {
@@ -220,6 +222,8 @@ int64_t load_int(const char* p, DType type, bool swapped) {
   });
 }
 
+uint64_t load_unsigned(const char* p, bool swapped) { return load<uint64_t>(p, swapped); }
+
 double load_double(const char* p, DType type, bool swapped) {
   return visit(type, [&](auto tag) { return to_double(load<decltype(tag)>(p, swapped)); });
 }
@@ -262,7 +266,7 @@ Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
 }
 
 void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, DType to_type,
-          size_t count, double scale) {
+          size_t count, double scale, double center) {
   if (type == to_type && scale == 1.0) {
     const auto item = static_cast<ptrdiff_t>(item_size(type));
     copy_bits(item_size(type), from, step, swapped, static_cast<char*>(to), item, false, count);
@@ -271,7 +275,13 @@ void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, 
   visit(type, [&](auto tag) {
     using T = decltype(tag);
     for (size_t i = 0; i < count; ++i) {
-      const double value = to_double(load<T>(from, swapped)) * scale;
+      double value = to_double(load<T>(from, swapped));
+      if (scale != 1.0) {
+        // Finite stays finite: what is so far below the maximum has no weight.
+        const bool finite = value - value == 0;
+        value = (value - center) * scale;
+        if (finite) value = std::max(value, -std::numeric_limits<double>::max());
+      }
       if (to_type == DType::kFloat64) {
         static_cast<double*>(to)[i] = value;
       } else {

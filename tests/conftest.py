@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
 from softlane import _core
 from support import FUSED, using
 

@@ -1,7 +1,7 @@
 """Higher-precision oracles for every function, and errors in ulp. Uses nothing of the package.
 
-Values are np.longdouble with the rounding of each subtraction, product and long sum carried along (pairs), which
-measures float64 results to better than 0.01 ulp where longdouble has 64 bits; test_oracle.py checks that against mpmath.
+Values are np.longdouble, with the rounding of subtractions, products and long sums carried along (pairs). That
+measures float64 results to better than 0.01 ulp where longdouble has 64 bits; test_oracle.py checks it with mpmath.
 """
 
 from __future__ import annotations
@@ -153,12 +153,17 @@ def _sum(a: Pair) -> Pair:
         return two_sum(hi[..., 0], lo[..., 0])
 
 
+def any_of(mask: Array) -> Array:
+    """Whether any element of each row is true, as a column."""
+    return np.asarray(np.any(mask, axis=-1))[:, None]
+
+
 def wide(x: Any) -> Array:
     """The values as longdouble; integers and bool through float64, as the package computes them."""
-    x = np.asarray(x)
-    if x.dtype.kind in "iub":
-        x = x.astype(np.float64)
-    return x.astype(LD)
+    values: Array = np.asarray(x)
+    if values.dtype.kind in "iub":
+        values = values.astype(np.float64)
+    return values.astype(LD)
 
 
 # Rows
@@ -214,12 +219,13 @@ def _shift(z: Array, mask: Array, temperature: float) -> _Shifted:
         if z.shape[-1]:
             np.put_along_axis(others, np.argmax(z, axis=-1)[:, None], LD(0), axis=-1)
         rest = np.sum(others, axis=-1)[:, None]
-    bad = ~np.isfinite(top) & mask.any(axis=-1)[:, None]
+    bad = ~np.isfinite(top) & any_of(mask)
     return _Shifted(top, (hi, lo), powers, rest, mask, bad)
 
 
 def _masked(where: Any, shape: tuple[int, ...]) -> Array:
-    return np.broadcast_to(np.asarray(True if where is None else where), shape)
+    mask: Array = np.broadcast_to(np.asarray(True if where is None else where), shape)
+    return mask
 
 
 def softmax(x: Any, axis: Axis = -1, *, where: Any = None, temperature: float = 1.0) -> Exact:
@@ -260,7 +266,7 @@ def logsumexp(x: Any, axis: Axis = -1, *, b: Any = None, where: Any = None) -> t
     with np.errstate(all="ignore"):
         if b is None:
             log, sign, condition = np.log1p(s.rest), np.ones_like(s.rest), np.ones_like(s.rest)
-            empty = ~s.mask.any(axis=-1)[:, None]
+            empty = ~any_of(s.mask)
             log, sign = np.where(empty, LD(-np.inf), log), np.where(empty, LD(0), sign)
         else:
             total, below = (part[:, None] for part in _sum(two_prod(w, s.powers)))
@@ -268,7 +274,7 @@ def logsumexp(x: Any, axis: Axis = -1, *, b: Any = None, where: Any = None) -> t
             change = np.where(near, np.expm1(hi) + lo * np.exp(hi), s.powers)
             terms = two_prod(w, np.where(s.mask, change, LD(0)))
             plain = np.where(near, w, LD(0))
-            one = np.full(w.shape[:-1] + (1,), LD(-1))
+            one = np.full((*w.shape[:-1], 1), LD(-1))
             away, away_lo = (
                 part[:, None]
                 for part in _sum(
@@ -284,10 +290,10 @@ def logsumexp(x: Any, axis: Axis = -1, *, b: Any = None, where: Any = None) -> t
             sign = np.sign(total + below)
             condition = np.sum(np.abs(w) * s.powers, axis=-1)[:, None] / np.abs(total)
         value = np.where(log == -np.inf, log, s.top + log)
-        wrong = np.isnan(s.top) | np.isnan(w).any(axis=-1)[:, None]
+        wrong = np.isnan(s.top) | any_of(np.isnan(w))
         infinite = s.top == np.inf
         at_top = np.where(s.mask & (rows.split(z) == np.inf), np.sign(w), LD(0))
-        up, down = (at_top > 0).any(axis=-1)[:, None], (at_top < 0).any(axis=-1)[:, None]
+        up, down = any_of(at_top > 0), any_of(at_top < 0)
         value = np.where(infinite, np.where(up & down, LD(np.nan), LD(np.inf)), value)
         sign = np.where(
             infinite, np.where(up & down, LD(np.nan), np.where(down, LD(-1), LD(1))), sign

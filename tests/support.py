@@ -1,4 +1,4 @@
-"""Shared by the tests: dtypes, rows of awkward values, memory layouts, subprocesses. No assertions about values here."""
+"""Shared by the tests: dtypes, rows of awkward values, memory layouts, comparison of bits, subprocesses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from softlane import _core
 
 try:
@@ -156,6 +157,11 @@ def make_rows(
 # Layouts
 
 
+def exported(x: Any) -> memoryview:
+    """The array as a bare buffer."""
+    return memoryview(x)
+
+
 def strided(x: Array, steps: Sequence[int]) -> Array:
     """The values of x behind strides of `steps` elements per axis (0 is not for this; negative runs backwards)."""
     big = np.zeros([max(1, n * abs(s)) for n, s in zip(x.shape, steps, strict=True)], x.dtype)
@@ -215,7 +221,7 @@ def bits(x: Any) -> Array:
     native = np.array(native, order="C", copy=True)
     if native.dtype.kind in "fV":
         native[np.isnan(native)] = np.nan
-    out: Array = native.reshape(-1).view(np.uint8).reshape(native.shape + (native.dtype.itemsize,))
+    out: Array = native.reshape(-1).view(np.uint8).reshape((*native.shape, native.dtype.itemsize))
     return out
 
 

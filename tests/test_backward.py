@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 import softlane
 from oracle import Exact, check_ulp
 from support import (

@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 import softlane
 from oracle import CrossEntropy, check_ulp
 from support import (
@@ -21,6 +22,7 @@ from support import (
     assert_same_bits,
     dtype_id,
     elementwise_dtype,
+    exported,
     make_rows,
     result_dtype,
     rng_for,
@@ -186,7 +188,7 @@ def test_sums_accumulate_in_float64(isa: str) -> None:
 
 def test_textbook_values(isa: str) -> None:
     logits, labels = np.array([[2, 1, 0.1], [0.5, 2.5, 0.3]]), np.array([0, 2])
-    assert abs(softlane.cross_entropy(logits, labels) - 1.4185397560624193) < 1e-14
+    assert abs(softlane.cross_entropy(logits, labels) - 1.4185397696491856) < 1e-14
     assert abs(softlane.cross_entropy(np.zeros((4, 10)), np.arange(4)) - math.log(10)) < 1e-15
     loss, grad = softlane.cross_entropy_with_grad(np.zeros((1, 4)), [2])
     assert abs(loss - math.log(4)) < 1e-15
@@ -291,7 +293,7 @@ def test_targets_as_a_list_a_memoryview_or_a_scalar(isa: str) -> None:
     assert_same_bits(softlane.cross_entropy(x, [1, 4, 0], reduction="none"), expected)
     assert_same_bits(softlane.cross_entropy(x, (1, 4, 0), reduction="none"), expected)
     assert_same_bits(
-        softlane.cross_entropy(x, memoryview(np.array([1, 4, 0])), reduction="none"), expected
+        softlane.cross_entropy(x, exported(np.array([1, 4, 0])), reduction="none"), expected
     )
     assert softlane.cross_entropy(x[1], 4, reduction="none") == expected[1]
     assert softlane.cross_entropy(x[1], np.uint8(4)) == expected[1]
@@ -350,12 +352,13 @@ def test_ignored_rows_have_no_part_even_where_their_logits_are_not_finite(
     for n in (2, 7, 16, 33, 129):
         x = to_dtype(rng.standard_normal((9, n)), dtype)
         y = rng.integers(0, n, 9)
-        options = {
+        variants: dict[str, dict[str, Any]] = {
             "plain": {},
             "smoothing": {"label_smoothing": 0.1},
             "weight": {"weight": rng.uniform(0.5, 2, n)},
             "where": {"where": np.ones((9, n), bool)},
-        }[variant]
+        }
+        options = variants[variant]
         x[2], x[4], x[6], x[7] = nan, inf, -inf, nan
         y[[2, 4, 6, 7]] = -100
         kept = np.array([0, 1, 3, 5, 8])
@@ -513,7 +516,7 @@ def test_where_broadcasts(isa: str) -> None:
 # weight and sample_weight
 
 
-WEIGHT_DTYPES = [d for d in FLOATS + INTEGERS]
+WEIGHT_DTYPES = list(FLOATS + INTEGERS)
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES, ids=lambda d: d.name + d.char)

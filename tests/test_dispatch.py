@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import softlane
 from softlane import _core
 from support import output_of, run_python

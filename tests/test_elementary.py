@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 from softlane import _core
 from support import Array, assert_same_bits, rng_for
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import softlane
 from support import FLOATS, Array, assert_same_bits, make_rows, threads
 
@@ -48,10 +49,10 @@ def environment(setting: str) -> Iterator[None]:
     assert libm().fegetenv(kept) == 0
     try:
         if setting == "flush":
-            room = ctypes.create_string_buffer(kept.raw, 64)
-            word = int.from_bytes(room.raw[CONTROL : CONTROL + 4], "little") | FLUSH
-            room[CONTROL : CONTROL + 4] = word.to_bytes(4, "little")  # type: ignore[assignment]
-            assert libm().fesetenv(room) == 0
+            raw = bytearray(kept.raw)
+            word = int.from_bytes(raw[CONTROL : CONTROL + 4], "little") | FLUSH
+            raw[CONTROL : CONTROL + 4] = word.to_bytes(4, "little")
+            assert libm().fesetenv(ctypes.create_string_buffer(bytes(raw), 64)) == 0
         else:
             assert libm().fesetround(ROUNDING[setting]) == 0
         yield

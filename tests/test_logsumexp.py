@@ -8,8 +8,9 @@ import math
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 import softlane
 from oracle import Exact, check_ulp
 from support import (
@@ -70,7 +71,7 @@ def test_integers_and_bool_are_computed_as_float64(isa: str, dtype: DType) -> No
     rng = rng_for("integers", dtype)
     for n in FEW_TAILS:
         if dtype.kind == "b":
-            x = rng.random((5, n)) < 0.5
+            x: Array = rng.random((5, n)) < 0.5
         else:
             info = np.iinfo(dtype)
             x = rng.integers(max(info.min, -40), min(info.max, 40), (5, n), dtype, endpoint=True)

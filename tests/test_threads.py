@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import softlane
 from support import (
     assert_same_bits,
@@ -43,7 +44,8 @@ def test_set_and_get() -> None:
         softlane.set_num_threads(count)
         assert softlane.get_num_threads() == count
         assert softlane.show_config(mode="dict")["threads"] == count
-    softlane.set_num_threads(np.int64(3))
+    numpy_integer: Any = np.int64(3)
+    softlane.set_num_threads(numpy_integer)
     assert softlane.get_num_threads() == 3
 
 
@@ -101,7 +103,7 @@ def test_a_bad_count_changes_nothing() -> None:
     ],
     ids=str,
 )
-def test_environment_variables(environment: dict[str, str], expected: int) -> None:
+def test_environment_variables(environment: dict[str, Any], expected: int) -> None:
     assert int(output_of(PRINT_THREADS, **environment)) == expected
 
 

@@ -28,7 +28,7 @@ template <class W>
 struct Sample {
   Stats<W> stats;
   W target;         // the logit at the target
-  Double2<W> gap;   // Σ w·(max - x), for label smoothing alone
+  Double2<W> gap;   // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
   W weight;         // the target's class weight
   W coef;           // sample weight
 };
@@ -49,29 +49,45 @@ inline LossTerms<W> MakeTerms(const LossBatch& b) {
           W::Set(b.divisor), b.smoothing != 0};
 }
 
+// Differences of logits can overflow where the loss does not, so their sums are kept in a smaller unit.
+// That costs no digits: where they are tiny all logits are alike, and log Σ dwarfs them.
+constexpr double kGapScale = 0x1p-64;
+
 // coef * [(1-ε)·w_y·((max - x_y)/T + log Σ) + ε/C·(Σ w·(max - x)/T + Σw·log Σ)]; each term is >= 0
 // where the weights are.
 template <class W>
 inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
-  const Double2<W> log_sum = s.stats.LogSum();
-  const Double2<W> difference = Safe(TwoSum(s.stats.max, Sub(W::Set(0), s.target)));
+  const W one = W::Set(1), far = W::Set(0x1p900);
+  const auto huge = Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
+  const W unit = IfThenElse(huge, W::Set(kGapScale), one);
+  const W gap_unit = IfThenElse(huge, one, W::Set(1 / kGapScale));
+  Double2<W> log_sum = s.stats.LogSum();
+  log_sum = {Mul(log_sum.hi, unit), Mul(log_sum.lo, unit)};
+  const Double2<W> difference =
+      Safe(TwoSum(Mul(s.stats.max, unit), Sub(W::Set(0), Mul(s.target, unit))));
+  const Double2<W> coef = ToDouble2(s.coef);
   Double2<W> loss = SafeAdd(SafeMul(terms.inverse_temperature, difference), log_sum);
-  loss = SafeMul(Mul(terms.keep, ToDouble2(s.weight)), loss);
+  loss = SafeMul(SafeMul(coef, Mul(terms.keep, ToDouble2(s.weight))), loss);
   if (terms.smooth) {
-    const Double2<W> all = SafeAdd(SafeMul(terms.inverse_temperature, s.gap),
+    const Double2<W> gap = {Mul(s.gap.hi, gap_unit), Mul(s.gap.lo, gap_unit)};
+    const Double2<W> all = SafeAdd(SafeMul(terms.inverse_temperature, gap),
                                    SafeMul(ToDouble2(terms.weight_sum), log_sum));
-    loss = SafeAdd(loss, SafeMul(terms.spread, all));
+    loss = SafeAdd(loss, SafeMul(SafeMul(coef, terms.spread), all));
   }
-  const Double2<W> scaled = SafeMul(ToDouble2(s.coef), loss);
-  return Add(scaled.hi, scaled.lo);
+  const W result = Mul(Add(loss.hi, loss.lo), Div(one, unit));
+  // Confident beyond the normal numbers: the weights join before the one rounding.
+  const auto tiny = And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Eq(difference.hi, W::Set(0)));
+  if (terms.smooth || !AnyTrue(tiny)) return result;
+  const Double2<W> factor = Mul(coef, Mul(terms.keep, ToDouble2(s.weight)));
+  return IfThenElse(tiny, Quotient(Mul(factor, s.stats.others), s.stats.top), result);
 }
 
 // The gradient of a row, g_c = prob·p_c - share·w_c, and its value at the target, where p - 1 would
 // cancel: there -(Σ_{c≠y} exp)/Σ is used, with the sum that leaves out the maximum if y is the maximum.
 template <class W>
 struct GradTerms {
-  Double2<W> factor;  // turns stored exps into prob·p
-  W share;            // spread·coef/T
+  Double2<W> prob, sum;  // g + share·w = prob·exp/sum
+  W share;               // spread·coef/T
   W at_target;
 };
 template <class W>
@@ -88,26 +104,31 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const Double2<W> rest = Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
   const Double2<W> others = {IfThenElse(is_max, s.stats.others.hi, rest.hi),
                              IfThenElse(is_max, s.stats.others.lo, rest.lo)};
-  Double2<W> at_target = Mul(hit, Div(others, total));
-  at_target = {Sub(W::Set(0), at_target.hi), Sub(W::Set(0), at_target.lo)};
+  // A large weight could overflow before the division, a small quotient would lose digits after it.
+  const Double2<W> ratio = Mul(hit, Div(others, total));
+  const W quotient = Quotient(Mul(hit, others), total);
+  const auto large = Lt(W::Set(0x1p400), Abs(hit.hi));
+  W at_target = Sub(W::Set(0), IfThenElse(large, Add(ratio.hi, ratio.lo), quotient));
   if (terms.smooth) {
     const Double2<W> p = Div(target_exp, total);
-    const Double2<W> pull = Add(Mul(p, ToDouble2(terms.weight_sum)),
-                                ToDouble2(Sub(W::Set(0), s.weight)));
-    at_target = Add(at_target, Mul(share, pull));
+    const Double2<W> smooth = Mul(share, Add(Mul(p, ToDouble2(terms.weight_sum)),
+                                             ToDouble2(Sub(W::Set(0), s.weight))));
+    const Double2<W> all = Add(ToDouble2(at_target), smooth);
+    at_target = Add(all.hi, all.lo);
   }
-  return {Div(prob, total), share.hi, Add(at_target.hi, at_target.lo)};
+  return {prob, total, share.hi, at_target};
 }
 
-// Σ w·(max - x) over lanes: in double for float, with its errors for double. A class of weight 0 has
-// no part, whatever its logit.
+// Σ w·(max - x)·kGapScale over lanes, with its rounding errors. A class of weight 0 has no part,
+// whatever its logit.
 template <class V>
 struct GapSum {
   using W = Wide<V>;
   W sum = W::Set(0), error = W::Set(0);
   void Add(V x, W max, W weight) {
     const W zero = W::Set(0);
-    const W d = Sub(max, Widen(x));
+    const W scale = W::Set(kGapScale);
+    const W d = Sub(Mul(max, scale), Mul(Widen(x), scale));
     const W term = IfThenElse(Eq(weight, zero), zero, Mul(weight, d));
     const Double2<W> s = TwoSum(sum, term);
     sum = s.hi;
@@ -206,7 +227,7 @@ inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Ve
                       size_t target) {
   using V = Vec<T>;
   using W = Wide<V>;
-  const Factor<V> factor = MakeFactor<V>(Broadcast<V>(terms.factor));
+  const Factor<V> factor = MakeFactor<V>(Broadcast<V>(terms.prob), Broadcast<V>(terms.sum));
   const double share = FirstLane(terms.share);
   const auto at_target = V::Set(static_cast<typename V::Scalar>(FirstLane(terms.at_target)));
   const auto write = [&](const auto* p, auto exp_of, T* to, size_t start, size_t chunk) {
@@ -314,7 +335,7 @@ void CrossEntropyCols(const LossBatch& b) {
     }
     if (b.grad == nullptr) return;
     const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
-    const Factor<V> factor = MakeFactor<V>(grads.factor);
+    const Factor<V> factor = MakeFactor<V>(grads.prob, grads.sum);
     V* tag = nullptr;
     Scalar live[kLanes];
     for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
@@ -364,16 +385,28 @@ struct ExactSum {
     sum = s.hi;
     error = softlane::SOFTLANE_ISA::Add(error, softlane::SOFTLANE_ISA::Add(s.lo, x.lo));
   }
-  double Total() const {
+  Double2<F64> Total() const {
     const Double2<F64> total = Safe(SumLanes(Double2<W>{sum, error}));
-    return FirstLane(total.hi) + FirstLane(total.lo);
+    return Safe(FastTwoSum(total.hi, total.lo));
   }
 };
 
-// Terms are scaled by this before they are summed, so that the sum cannot overflow where the result
-// does not; float is summed in double.
-template <class V>
-constexpr double kSumDown = sizeof(typename V::Scalar) == 4 ? 1.0 : 0x1p-64;
+// The unit in which the terms of a row are summed, so that the sum cannot overflow where the result does
+// not: 1 but for gradients near the largest double.
+template <class T>
+inline double SumUnit(const BackwardBatch& b, size_t row) {
+  if constexpr (sizeof(T) < sizeof(double)) {
+    return 1;  // summed in double
+  } else {
+    F64 max = F64::Set(0);
+    ForPairs<T>(b, row, false, [&](const T* g, const T*, T*, size_t count) {
+      for (size_t i = 0; i < count; i += F64::kLanes) {
+        max = Max(Abs(F64::LoadN(g + i, static_cast<int>(Min(F64::kLanes, count - i)), 0)), max);
+      }
+    });
+    return MaxLane(max) > 0x1p900 ? 0x1p-64 : 1;
+  }
+}
 
 // x/T for an x that was rounded to W.
 template <class W>
@@ -390,23 +423,37 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
   const W zero = W::Set(0);
   V* tag = nullptr;
   for (size_t row = 0; row < b.count; ++row) {
+    const double unit = SumUnit<T>(b, row);
     ExactSum<W> sum;
     ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
       for (size_t i = 0; i < count; i += V::kLanes) {
         const int m = static_cast<int>(Min(V::kLanes, count - i));
         const W yv = Widen(V::LoadN(y + i, m, 0));
-        const W gv = Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(kSumDown<V>));
+        const W gv = Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(unit));
         sum.Add(TwoProd(IfThenElse(Eq(yv, zero), zero, gv), yv));
       }
     });
-    const W dot = W::Set(sum.Total());
+    const Double2<F64> total = sum.Total();
+    const Double2<W> dot = {W::Set(FirstLane(total.hi)), W::Set(FirstLane(total.lo))};
     ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
       for (size_t i = 0; i < count; i += V::kLanes) {
         const int m = static_cast<int>(Min(V::kLanes, count - i));
         const W yv = Widen(V::LoadN(y + i, m, 0));
         const W gv = Widen(V::LoadN(g + i, m, 0));
-        const W part = Mul(Mul(yv, dot), W::Set(1 / kSumDown<V>));
-        const W r = DivideByTemperature(MulAddExact(yv, gv, Sub(zero, part)), b.scale);
+        const Double2<W> product = TwoProd(yv, dot.hi);
+        const W part = Mul(product.hi, W::Set(1 / unit));
+        const W rest = Mul(MulAdd(yv, dot.lo, product.lo), W::Set(1 / unit));
+        W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
+        const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
+        if (sizeof(T) == sizeof(double) && AnyTrue(tiny)) {
+          const W lifted = Mul(yv, W::Set(PowerOfTwo(kLift)));
+          const Double2<W> down = TwoProd(lifted, dot.hi);
+          const Double2<W> up = TwoProd(lifted, gv);
+          const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
+          const Double2<W> all =
+              Add(up, Double2<W>{Sub(zero, down.hi), Sub(zero, down.lo)});
+          r = IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
+        }
         StoreN(Narrow(IfThenElse(Eq(yv, zero), zero, r), tag), out + i, m);
       }
     });
@@ -424,12 +471,13 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
   V* tag = nullptr;
   const ExpFactor<V> k = UnitFactor<V>();
   for (size_t row = 0; row < b.count; ++row) {
+    const double unit = SumUnit<T>(b, row);
     ExactSum<W> sum;
     V top = V::Set(0);
     ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
       for (size_t i = 0; i < count; i += V::kLanes) {
         const int m = static_cast<int>(Min(V::kLanes, count - i));
-        sum.Add(ToDouble2(Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(kSumDown<V>))));
+        sum.Add(ToDouble2(Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(unit))));
         top = Max(V::LoadN(y + i, m, 0), top);
       }
     });
@@ -439,24 +487,39 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     const ExpReference<V> ref = MakeReference(V::Set(max), k);
     const double n = static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare -
                                          FirstLane(ref.magic));
-    const double total = sum.Total();
+    const Double2<F64> pair = sum.Total();
+    const double total = FirstLane(pair.hi);
     const bool ordinary = total - total == 0 && total != 0;
     const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
     const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
+    // What the low part is worth beside the mantissa.
+    const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
     // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
     double shift = FirstLane(parts.exponent) + n - static_cast<double>(Format::kSpare) +
-                   (kSumDown<V> == 1 ? 0 : 64);
+                   (unit == 1 ? 0 : 64);
     shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
     const PowerScale<W> rescale(static_cast<int>(shift));
+    const PowerScale<W> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
     ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
       for (size_t i = 0; i < count; i += V::kLanes) {
         const int m = static_cast<int>(Min(V::kLanes, count - i));
         const V yv = V::LoadN(y + i, m, 0);
         const W gv = Widen(V::LoadN(g + i, m, 0));
         const Double2<W> e = Widen(Exp(IfThenElse(Lt(V::Set(max), yv), V::Set(max), yv), ref));
-        const W product = rescale(Mul(Add(e.hi, e.lo), mantissa));
+        const Double2<W> product = Safe(Mul(e, Double2<W>{mantissa, rest}));
         const auto gone = Eq(Widen(yv), W::Set(-kInf));
-        const W r = DivideByTemperature(Sub(gv, IfThenElse(gone, zero, product)), b.scale);
+        const W high = IfThenElse(gone, zero, rescale(product.hi));
+        const W low = IfThenElse(gone, zero, rescale(product.lo));
+        W r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
+        const auto tiny = Lt(Add(Abs(gv), Abs(high)), W::Set(0x1p-900));
+        if (sizeof(T) == sizeof(double) && AnyTrue(tiny)) {
+          const Double2<W> lifted = {IfThenElse(gone, zero, lift(product.hi)),
+                                     IfThenElse(gone, zero, lift(product.lo))};
+          const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
+          const Double2<W> all = Add(ToDouble2(Mul(gv, W::Set(PowerOfTwo(kLift)))),
+                                     Double2<W>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
+          r = IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
+        }
         StoreN(Narrow(r, tag), out + i, m);
       }
     });

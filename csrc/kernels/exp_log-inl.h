@@ -139,21 +139,25 @@ inline ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
   return ref;
 }
 
+// w(r) of 2^r - 1 = r·w(r), as w[0] + r * tail.
 template <class V>
-inline V Exp2Poly(V r) {
+inline V Exp2Tail(V r) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
     V w = MulAdd(r, V::Set(kExp2F[3]), V::Set(kExp2F[2]));
-    w = MulAdd(r, w, V::Set(kExp2F[1]));
-    return MulAdd(r, w, V::Set(kExp2F[0]));
+    return MulAdd(r, w, V::Set(kExp2F[1]));
   } else {
     V w = MulAdd(r, V::Set(kExp2D[7]), V::Set(kExp2D[6]));
     w = MulAdd(r, w, V::Set(kExp2D[5]));
     w = MulAdd(r, w, V::Set(kExp2D[4]));
     w = MulAdd(r, w, V::Set(kExp2D[3]));
     w = MulAdd(r, w, V::Set(kExp2D[2]));
-    w = MulAdd(r, w, V::Set(kExp2D[1]));
-    return MulAdd(r, w, V::Set(kExp2D[0]));
+    return MulAdd(r, w, V::Set(kExp2D[1]));
   }
+}
+template <class V>
+inline V Exp2Poly(V r) {
+  constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
+  return MulAdd(r, Exp2Tail(r), V::Set(static_cast<typename V::Scalar>(kFloat ? kExp2F[0] : kExp2D[0])));
 }
 
 // exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u relative
@@ -216,6 +220,40 @@ struct PowerScale {
         second(W::Set(PowerOfTwo(exponent - exponent / 2))) {}
   W operator()(W x) const { return Mul(Mul(x, first), second); }
 };
+
+// hi + lo times 2^-kLift, rounded once even where the result is subnormal: there hi is first rounded to
+// the grid of the result, and lo decides the ties.
+constexpr int kLift = 500;
+template <class W>
+inline W ScaleDown(Double2<W> x) {
+  const Double2<W> s = FastTwoSum(x.hi, x.lo);
+  const W zero = W::Set(0), least_normal = W::Set(PowerOfTwo(kLift - 1022));
+  const auto normal = Lt(least_normal, Abs(s.hi));
+  const auto negative = Lt(s.hi, zero);
+  const W size = Abs(s.hi);
+  const W low = IfThenElse(negative, Sub(zero, s.lo), s.lo);
+  // least_normal + size has the grid's spacing, 2^-1074 in units of 2^-kLift.
+  const W rounded = Sub(Add(least_normal, size), least_normal);
+  const W error = Sub(size, rounded);
+  const W grid = W::Set(PowerOfTwo(kLift - 1000) * 0x1p-74);
+  const W half = W::Set(PowerOfTwo(kLift - 1000) * 0x1p-75);
+  const auto up = And(Eq(error, half), Lt(zero, low));
+  const auto down = And(Eq(error, Sub(zero, half)), Lt(low, zero));
+  W r = Sub(Add(rounded, IfThenElseZero(up, grid)), IfThenElseZero(down, grid));
+  r = IfThenElse(negative, Sub(zero, r), r);
+  return Mul(IfThenElse(normal, s.hi, r), W::Set(PowerOfTwo(-kLift)));
+}
+// a / b rounded once, for an a that is 2^kLift away from the ends of the range.
+template <class W>
+inline W Quotient(Double2<W> a, Double2<W> b) {
+  const Double2<W> q = Div(a, b);
+  const auto tiny = Lt(Abs(q.hi), W::Set(0x1p-960));
+  const W plain = Add(q.hi, q.lo);
+  if (!AnyTrue(tiny)) return plain;
+  const W lift = W::Set(PowerOfTwo(kLift));
+  const Double2<W> lifted = {Mul(a.hi, lift), Mul(a.lo, lift)};
+  return IfThenElse(tiny, ScaleDown(Div(lifted, b)), plain);
+}
 
 // ---- log ----------------------------------------------------------------------------------------
 
@@ -294,25 +332,30 @@ struct Elementary {
     V undo;
     const ExpParts<V> e = Parts(x, &undo);
     const V one = Div(V::Set(1), undo);
-    const V r = Mul(MulAddExact(e.z, e.scale, Sub(e.scale, one)), undo);
-    return IfThenElse(Lt(Abs(x), V::Set(static_cast<Scalar>(kFloat ? 0x1p-40 : 0x1p-80))), x, r);
+    const V far = Mul(MulAddExact(e.z, e.scale, Sub(e.scale, one)), undo);
+    // Near 0: x + x·log2(e)·(w(r) - ln 2), r = x·log2(e).
+    const V r = Mul(x, V::Set(static_cast<Scalar>(kLog2EHi)));
+    const V near = MulAdd(x, Mul(Mul(r, Exp2Tail(r)), V::Set(static_cast<Scalar>(kLog2EHi))), x);
+    const V result = IfThenElse(Lt(Abs(x), V::Set(static_cast<Scalar>(0.043))), near, far);
+    return IfThenElse(Eq(x, V::Set(0)), x, result);
   }
 
+  // Log wants a normal argument below 2^1020.
   template <class W>
   static W LogWide(W x) {
-    const auto small = Lt(x, W::Set(0x1p-1000));
-    const W scaled = IfThenElse(small, Mul(x, W::Set(0x1p100)), x);
-    const Double2<W> shift = {W::Set(-100 * kLn2Hi), W::Set(-100 * kLn2Lo)};
-    const Double2<W> log = softlane::SOFTLANE_ISA::Log(ToDouble2(scaled));
-    const Double2<W> lower = Add(log, shift);
-    const W finite = IfThenElse(small, Add(lower.hi, lower.lo), Add(log.hi, log.lo));
-    return Specials(x, W::Set(0), finite);
+    const auto small = Lt(x, W::Set(0x1p-1000)), large = Lt(W::Set(0x1p1000), x);
+    const W up = IfThenElse(small, W::Set(0x1p100), IfThenElse(large, W::Set(0x1p-100), W::Set(1)));
+    const W k = IfThenElse(small, W::Set(-100), IfThenElseZero(large, W::Set(100)));
+    const Double2<W> log = softlane::SOFTLANE_ISA::Log(ToDouble2(Mul(x, up)));
+    const Double2<W> all = Add(log, Double2<W>{Mul(k, W::Set(kLn2Hi)), Mul(k, W::Set(kLn2Lo))});
+    return Specials(x, W::Set(0), Add(all.hi, all.lo));
   }
   template <class W>
   static W Log1pWide(W x) {
     const Double2<W> log = softlane::SOFTLANE_ISA::Log1p(ToDouble2(x));
+    const auto large = Lt(W::Set(0x1p1000), x);
     const W r = Specials(x, W::Set(-1), Add(log.hi, log.lo));
-    return IfThenElse(Eq(x, W::Set(0)), x, r);
+    return IfThenElse(large, LogWide(x), IfThenElse(Eq(x, W::Set(0)), x, r));
   }
   // -inf at the pole, NaN beyond it, inf at inf, `inside` elsewhere.
   template <class W>

@@ -132,7 +132,15 @@ struct Stats {
   W max;
   Double2<W> others, top;
   Double2<W> Sum() const { return Add(others, top); }
-  Double2<W> LogSum() const { return Log1p(Div(others, top)); }
+  // log(Σ exp(x - max)); where it is tiny it is others / top, subnormal perhaps and rounded once.
+  Double2<W> LogSum() const {
+    const Double2<W> ratio = Div(others, top);
+    const Double2<W> log = Log1p(ratio);
+    const auto tiny = Lt(ratio.hi, W::Set(0x1p-900));
+    if (!AnyTrue(tiny)) return log;
+    return {IfThenElse(tiny, Quotient(others, top), log.hi),
+            IfThenElse(tiny, W::Set(0), log.lo)};
+  }
 };
 
 // scale * (1 + z) in double, or as a sum of two doubles.
@@ -146,25 +154,78 @@ inline Double2<F64> Widen(ExpParts<F64> e) {
   return {s.hi, Add(s.lo, p.lo)};
 }
 
-// The factor by which stored exps become results, split in two: result = (e*hi + e*lo) * down.
-// `down` is 2^-32, so that e*lo keeps its digits where the result is tiny or subnormal.
+// What turns stored exps into results, p·coef: e times hi + lo. Where the result or e*lo could leave the
+// normal range (e < small), the product is formed wider and rounded once; exps at the floor count as 0.
 template <class V>
 struct Factor {
-  V hi, lo, down;
-  V operator()(V e) const { return Mul(MulAddExact(e, hi, Mul(e, lo)), down); }
-};
-template <class V>
-inline Factor<V> MakeFactor(Double2<Wide<V>> coef) {
   using W = Wide<V>;
+  using Format = ExpFormat<typename V::Scalar>;
+  static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
+  Double2<W> coef;  // hi + lo without the 2^-kSpare
+  V hi, lo, small;
+
+  V operator()(V e) const {
+    const V y = MulAddExact(e, hi, Mul(e, lo));
+    const auto rare = Lt(e, small);
+    return AnyTrue(rare) ? IfThenElse(rare, Small(e), y) : y;
+  }
+  static V Least() {
+    return V::Set(static_cast<typename V::Scalar>(kFloat ? 0x1p-121 : 0x1p-1017));
+  }
+  V Small(V e) const {
+    const auto live = Lt(Least(), e);
+    const V dead = Mul(V::Set(0), hi);  // NaN in a row of NaN
+    if (!AnyTrue(And(live, Lt(e, small)))) return dead;
+    V* tag = nullptr;
+    if constexpr (kFloat) {
+      const W down = W::Set(PowerOfTwo(-static_cast<int>(Format::kSpare)));
+      return IfThenElse(live, Narrow(Mul(Mul(Widen(e), down), coef.hi), tag), dead);
+    } else {
+      static_assert(Format::kSpare == kLift, "one power of two undoes both");
+      const V p = Mul(e, coef.hi);
+      return IfThenElse(live, ScaleDown(Double2<V>{p, MulAdd(e, coef.lo, MulSub(e, coef.hi, p))}),
+                        dead);
+    }
+  }
+};
+// The factor coef / sum, for a sum in units of 2^-kSpare.
+template <class V>
+inline Factor<V> MakeFactor(Double2<Wide<V>> coef, Double2<Wide<V>> sum) {
+  using W = Wide<V>;
+  using F = Factor<V>;
   V* tag = nullptr;
-  // Large factors (a gradient's) are left alone, lest they overflow.
-  const auto small = Lt(Abs(coef.hi), W::Set(0x1p-32));
-  const W up = IfThenElse(small, W::Set(0x1p32), W::Set(1));
-  const W down = IfThenElse(small, W::Set(0x1p-32), W::Set(1));
-  const W scaled = Mul(coef.hi, up);
-  const V hi = Narrow(scaled, tag);
-  const W rest = Add(Sub(scaled, Widen(hi)), Mul(coef.lo, up));
-  return {hi, Narrow(rest, tag), Narrow(down, tag)};
+  const W down = W::Set(PowerOfTwo(-static_cast<int>(F::Format::kSpare)));
+  F f;
+  f.coef = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
+  const W size = Abs(f.coef.hi);
+  const W scaled = Mul(f.coef.hi, down);
+  f.hi = Narrow(scaled, tag);
+  f.lo = Narrow(Add(Sub(scaled, Widen(f.hi)), Mul(f.coef.lo, down)), tag);
+  // e*lo keeps its digits for results above 2^-100 (2^-960). Where the factor itself is too small to be
+  // split, or too large, every element is rare.
+  const W bound = Div(W::Set(F::kFloat ? 0x1p-100 : 0x1p-960), Mul(size, down));
+  const auto splits = And(Lt(W::Set(F::kFloat ? 0x1p-32 : 0x1p-400), size),
+                          Lt(size, W::Set(F::kFloat ? 0x1p120 : 0x1p1023)));
+  const V least = Max(Narrow(bound, tag), F::Least());
+  f.small = Narrow(IfThenElse(Or(splits, IsNaN(size)), Widen(least), W::Set(kInf)), tag);
+  return f;
+}
+
+// Rows in which the maximum's probability rounds to 1: it is 1 exactly there, whatever the rounding of
+// its stored exp says. `one` is that exp, elsewhere a value that no exp has.
+template <class V>
+inline V CertainExp(V max, const ExpReference<V>& ref, Double2<Wide<V>> sum) {
+  using W = Wide<V>;
+  using Format = ExpFormat<typename V::Scalar>;
+  const V none = V::Set(-1);
+  const double unit = PowerOfTwo(static_cast<int>(Format::kSpare));
+  if (!AnyTrue(Lt(sum.hi, W::Set(1.5 * unit)))) return none;
+  const ExpParts<V> e = Exp(max, ref);
+  const Double2<W> top = Widen(e);
+  const W others = Add(Sub(sum.hi, top.hi), Sub(sum.lo, top.lo));
+  const auto certain = Lt(others, W::Set(unit * 0.25 * std::numeric_limits<typename V::Scalar>::epsilon()));
+  V* tag = nullptr;
+  return IfThenElse(Eq(Narrow(IfThenElseZero(certain, W::Set(1)), tag), V::Set(1)), Value(e), none);
 }
 
 // log_softmax of one element: (x - max)/T - log_sum. Both terms have one sign, so the error is the
@@ -173,11 +234,12 @@ template <class V>
 struct LogMap {
   V max, inv_hi, inv_lo, log_sum, log_sum_lo;
   V Unit(V x) const { return Sub(Sub(x, max), log_sum); }
+  // In quarters, as x - max may overflow where the quotient does not.
   V Scaled(V x) const {
-    const V zero = V::Set(0);
-    const Double2<V> d = TwoSum(x, Sub(zero, max));
+    const V zero = V::Set(0), quarter = V::Set(static_cast<typename V::Scalar>(0.25));
+    const Double2<V> d = TwoSum(Mul(x, quarter), Sub(zero, Mul(max, quarter)));
     const V small = Sub(MulAdd(d.hi, inv_lo, Mul(d.lo, inv_hi)), log_sum_lo);
-    const V finite = IfThenElseZero(Eq(Sub(d.hi, d.hi), zero), small);
+    const V finite = IfThenElseZero(Eq(Sub(small, small), zero), small);
     return Add(MulAddExact(d.hi, inv_hi, Sub(zero, log_sum)), finite);
   }
 };
@@ -187,11 +249,11 @@ inline LogMap<V> MakeLogMap(V max, Double2<Wide<V>> log_sum, const Scale& scale)
   LogMap<V> map;
   map.max = max;
   if constexpr (sizeof(typename V::Scalar) == 4) {
-    map.inv_hi = V::Set(scale.invf_hi);
-    map.inv_lo = V::Set(scale.invf_lo);
+    map.inv_hi = V::Set(4 * scale.invf_hi);
+    map.inv_lo = V::Set(4 * scale.invf_lo);
   } else {
-    map.inv_hi = V::Set(scale.inv_hi);
-    map.inv_lo = V::Set(scale.inv_lo);
+    map.inv_hi = V::Set(4 * scale.inv_hi);
+    map.inv_lo = V::Set(4 * scale.inv_lo);
   }
   map.log_sum = Narrow(log_sum.hi, tag);
   map.log_sum_lo = Narrow(Add(Sub(log_sum.hi, Widen(map.log_sum)), log_sum.lo), tag);
@@ -403,14 +465,23 @@ void SoftmaxRows(const Batch& b) {
   for (size_t row = 0; row < b.count; ++row) {
     const T* x = Step<const T>(b.x, row, b.x_stride);
     T* out = Step<T>(b.out, row, b.out_stride);
-    const ExpReference<V> ref = MakeReference(V::Set(RowMax(x, b.n, b.chunked)), k);
+    const V max = V::Set(RowMax(x, b.n, b.chunked));
+    const ExpReference<V> ref = MakeReference(max, k);
     auto* kept = ExpBuffer(out, b.n, b.chunked, b.scratch);
     const Double2<F64> sum = RowSum(x, b.n, b.chunked, ref, b.n, kept);
-    const Factor<V> factor = MakeFactor<V>(Broadcast<V>(Div(ToDouble2(F64::Set(1)), sum)));
-    if (kept != nullptr) {
-      MapRow<V>(kept, out, b.n, [&](size_t, V e) { return factor(e); });
+    const Factor<V> factor = MakeFactor<V>(ToDouble2(Wide<V>::Set(1)), Broadcast<V>(sum));
+    const V certain = CertainExp(max, ref, Broadcast<V>(sum));
+    const auto write = [&](auto result) {
+      if (kept != nullptr) {
+        MapRow<V>(kept, out, b.n, [&](size_t, V e) { return result(e); });
+      } else {
+        MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
+      }
+    };
+    if (FirstLane(certain) > 0) {
+      write([&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); });
     } else {
-      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return factor(Value(Exp(v, ref))); });
+      write(factor);
     }
   }
 }
@@ -587,9 +658,11 @@ void SoftmaxCols(const Batch& b) {
     const auto kept = KeepPanel(out, b.n, b.scratch);
     const auto sum = PanelSum<false>(panel, b.n, max, ref,
                                      [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
-    const Factor<V> factor = MakeFactor<V>(Div(ToDouble2(Wide<V>::Set(1)), sum));
+    const Factor<V> factor = MakeFactor<V>(ToDouble2(Wide<V>::Set(1)), sum);
+    const V certain = CertainExp(max, ref, sum);
     for (size_t i = 0; i < b.n; ++i) {
-      out.Store(i, factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref))));
+      const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
+      out.Store(i, IfThenElse(Eq(e, certain), V::Set(1), factor(e)));
     }
   });
 }

@@ -15,7 +15,11 @@ import numpy as np
 from softlane import _arrays, _core
 
 if TYPE_CHECKING:
+    from typing import SupportsIndex, TypeAlias
+
     from softlane import reference as reference
+
+    Axis: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 __all__ = [
     "cross_entropy",
@@ -35,15 +39,21 @@ __all__ = [
 __version__ = _core.__version__
 
 # A float32 or float64 ndarray with every option left at its default goes to the kernels after a
-# few identity tests. What fails one of them takes the general path, to the same result.
+# few quick tests. What fails one of them takes the general path, to the same result.
 _ndarray = np.ndarray
 _empty = np.empty
 _empty_like = np.empty_like
 _F32 = _arrays.F32
 _F64 = _arrays.F64
-_LAST = -1
 _ONE = 1.0
-_LAST_AXIS = tuple((ndim - 1,) for ndim in range(65))  # NumPy has at most 64 dimensions
+_AXES = tuple(tuple((axis,) for axis in range(ndim)) for ndim in range(65))  # 64 is NumPy's limit
+
+# The dtype of the loss in bits 6 and 7 of `bf16`, by its character (E is bfloat16).
+_LOSS_BITS = {"f": 0 << 6, "d": 1 << 6, "e": 2 << 6, "E": 3 << 6}
+
+_X86_ISAS = ("avx512", "avx2", "generic")
+_ARM_ISAS = ("neon", "generic")
+_ISAS = {"x86_64": _X86_ISAS, "amd64": _X86_ISAS, "aarch64": _ARM_ISAS, "arm64": _ARM_ISAS}
 
 
 # ---- softmax, log_softmax, logsumexp ------------------------------------------------------------
@@ -51,7 +61,7 @@ _LAST_AXIS = tuple((ndim - 1,) for ndim in range(65))  # NumPy has at most 64 di
 
 def softmax(
     x: Any,
-    axis: int | tuple[int, ...] | None = _LAST,
+    axis: Axis = -1,
     *,
     where: Any = None,
     temperature: float = _ONE,
@@ -126,22 +136,22 @@ def softmax(
     if (
         type(x) is _ndarray
         and ((kind := x.dtype) is _F32 or kind is _F64)
-        and axis is _LAST
+        and type(axis) is int
+        and -(ndim := x.ndim) <= axis < ndim
         and where is None
         and temperature is _ONE
         and dtype is None
         and out is None
-        and (ndim := x.ndim)
     ):
         result = _empty_like(x)
-        _core.softmax(x, result, _LAST_AXIS[ndim], None, 1.0, False, 0)
+        _core.softmax(x, result, _AXES[ndim][axis], None, 1.0, False, 0)
         return result
     return _softmax(x, axis, where, temperature, dtype, out, log=False)
 
 
 def log_softmax(
     x: Any,
-    axis: int | tuple[int, ...] | None = _LAST,
+    axis: Axis = -1,
     *,
     where: Any = None,
     temperature: float = _ONE,
@@ -206,15 +216,15 @@ def log_softmax(
     if (
         type(x) is _ndarray
         and ((kind := x.dtype) is _F32 or kind is _F64)
-        and axis is _LAST
+        and type(axis) is int
+        and -(ndim := x.ndim) <= axis < ndim
         and where is None
         and temperature is _ONE
         and dtype is None
         and out is None
-        and (ndim := x.ndim)
     ):
         result = _empty_like(x)
-        _core.softmax(x, result, _LAST_AXIS[ndim], None, 1.0, True, 0)
+        _core.softmax(x, result, _AXES[ndim][axis], None, 1.0, True, 0)
         return result
     return _softmax(x, axis, where, temperature, dtype, out, log=True)
 
@@ -229,7 +239,7 @@ def _softmax(
     axes = _arrays.normalize_axes(axis, logits.ndim)
     mask = _arrays.as_mask(where, logits.shape, "x")
     divisor = _arrays.as_positive(temperature, "temperature")
-    result = _arrays.Result(logits, logits.shape, computed, out, in_place=(logits,), inputs=(mask,))
+    result = _arrays.Result(logits, logits.shape, computed, out, "out", (mask,), (logits,))
     given, target, bf16 = _arrays.operands(logits, result.array)
     _core.softmax(given, target, axes, mask, divisor, log, bf16)
     return result.value()
@@ -237,7 +247,7 @@ def _softmax(
 
 def logsumexp(
     x: Any,
-    axis: int | tuple[int, ...] | None = _LAST,
+    axis: Axis = -1,
     *,
     b: Any = None,
     where: Any = None,
@@ -312,17 +322,18 @@ def logsumexp(
     if (
         type(x) is _ndarray
         and ((kind := x.dtype) is _F32 or kind is _F64)
-        and axis is _LAST
+        and type(axis) is int
+        and -(ndim := x.ndim) <= axis < ndim
         and b is None
         and where is None
         and keepdims is False
         and return_sign is False
         and dtype is None
         and out is None
-        and (ndim := x.ndim)
     ):
-        result = _empty(x.shape[:-1], kind)
-        _core.logsumexp(x, result, None, _LAST_AXIS[ndim], None, None, 0)
+        shape = x.shape
+        result = _empty(shape[:axis] + shape[axis % ndim + 1 :], kind)
+        _core.logsumexp(x, result, None, _AXES[ndim][axis], None, None, 0)
         return result if ndim > 1 else result[()]
     return _logsumexp(x, axis, b, where, keepdims, return_sign, dtype, out)
 
@@ -338,41 +349,43 @@ def _logsumexp(
     out: Any,
 ) -> Any:
     exponents, factors = _arrays.as_array(x, "x"), None
-    operands = [("x", x, exponents)]
+    computed = _arrays.sum_dtype(exponents.dtype, "x")
     if b is not None:
         factors = _arrays.as_array(b, "b")
-        operands.append(("b", b, factors))
-    computed = _arrays.common_dtype(*operands)
+        computed = _arrays.common_dtype(("x", x, exponents), ("b", b, factors))
+        exponents, factors = _arrays.broadcast_together(exponents, factors)
     is_complex = computed.kind == "c"
     if dtype is not None:
         requested = _arrays.requested_complex_dtype if is_complex else _arrays.requested_dtype
         computed = requested(dtype)
-    if factors is not None:
-        exponents, factors = _arrays.broadcast_together(exponents, factors)
     axes = _arrays.normalize_axes(axis, exponents.ndim)
     mask = _arrays.as_mask(where, exponents.shape, "x" if b is None else "x and b")
     shape = _arrays.without_axes(exponents.shape, axes, keepdims)
 
-    inputs = (exponents, factors, mask)
     log_dtype = computed.type(0).real.dtype if is_complex and return_sign else computed
-    results = [_arrays.Result(exponents, shape, log_dtype, out, inputs=inputs)]
+    log_sum = _arrays.Result(exponents, shape, log_dtype, out, "out", (exponents, factors, mask))
+    sign = None
     if return_sign:
-        results.append(_arrays.Result(exponents, shape, computed))
+        sign = np.empty(shape, computed if is_complex else _arrays.reduced_dtype(computed))
     if is_complex:
         from softlane import reference
 
         found = reference.logsumexp(
             exponents, axes, b=factors, where=mask, keepdims=keepdims, return_sign=return_sign
         )
-        for result, values in zip(results, found if return_sign else (found,), strict=True):
-            result.array[...] = values
+        if sign is None:
+            log_sum.array[...] = found
+        else:
+            log_sum.array[...], sign[...] = found
     else:
-        targets = [r.array.squeeze(axes) if keepdims else r.array for r in results]
-        given, factors, target, bf16 = _arrays.operands(exponents, factors, targets[0])
-        sign = targets[1] if return_sign else None
-        _core.logsumexp(given, target, sign, axes, factors, mask, bf16)
-    values = tuple(result.value() for result in results)
-    return values if return_sign else values[0]
+        kept = axes if keepdims else ()  # the kernels know nothing of axes of length 1
+        target = log_sum.array.squeeze(kept)
+        signs = None if sign is None else sign.squeeze(kept)
+        exponents, factors, target, bf16 = _arrays.operands(exponents, factors, target)
+        _core.logsumexp(exponents, target, signs, axes, factors, mask, bf16)
+    if sign is None:
+        return log_sum.value()
+    return log_sum.value(), sign.astype(computed)[()]
 
 
 # ---- cross-entropy ------------------------------------------------------------------------------
@@ -381,11 +394,11 @@ def _logsumexp(
 def cross_entropy(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: int = -100,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -502,11 +515,11 @@ def cross_entropy(
 def cross_entropy_with_grad(
     logits: Any,
     targets: Any,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: int = -100,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
@@ -616,11 +629,11 @@ def _cross_entropy(
         grad_dtype = loss_dtype = _arrays.requested_dtype(dtype)
     class_axis = _arrays.normalize_axis(axis, z.ndim)
     samples = _arrays.without_axes(z.shape, (class_axis,))
-    y = _arrays.as_targets(targets, z.shape, class_axis)
+    y = _arrays.as_targets(targets, z.shape, class_axis, samples)
     w = _arrays.as_class_weight(weight, z.shape, class_axis)
     s = _arrays.as_sample_weight(sample_weight, samples)
     mask = _arrays.as_mask(where, z.shape, "logits")
-    ignored = _arrays.as_integer(ignore_index, "ignore_index")
+    ignored = _arrays.as_int64(ignore_index, "ignore_index")
     smoothing = _arrays.as_share(label_smoothing, "label_smoothing")
     z_factor = _arrays.as_finite(z_loss, "z_loss")
     cap = 0.0 if softcap is None else _arrays.as_positive(softcap, "softcap")
@@ -634,22 +647,21 @@ def _cross_entropy(
         raise NotImplementedError("softcap is not implemented yet")
 
     inputs = (y, w, s, mask)
-    loss = _arrays.Result(y, () if reduce else samples, loss_dtype, out, inputs=(z, *inputs))
+    loss = _arrays.Result(y, () if reduce else samples, loss_dtype, out, "out", (z, *inputs))
     losses = None if reduce else loss.array
     grad = gradients = None
     if with_grad:
-        grad = _arrays.Result(
-            z, z.shape, grad_dtype, grad_out, "grad_out", in_place=(z,), inputs=inputs
-        )
+        grad = _arrays.Result(z, z.shape, grad_dtype, grad_out, "grad_out", inputs, (z,))
         gradients = grad.array
     z, gradients, w, s, losses, y, bf16 = _arrays.operands(z, gradients, w, s, losses, y)
+    bf16 |= _LOSS_BITS[loss_dtype.char]
     reduced = _core.cross_entropy(
         z, y, class_axis, w, s, ignored, smoothing, divisor, mask, reduce,
         losses, gradients, bf16, z_factor, cap, None,
     )  # fmt: skip
     if reduce:
-        loss.array[()] = _arrays.as_scalar(reduced, loss_dtype)
-    return loss.value(), grad and grad.value()
+        loss.array[()] = reduced  # which is of the dtype already: no rounding here
+    return loss.value(), None if grad is None else grad.value()
 
 
 # ---- backward functions -------------------------------------------------------------------------
@@ -658,7 +670,7 @@ def _cross_entropy(
 def softmax_backward(
     grad_output: Any,
     output: Any,
-    axis: int | tuple[int, ...] | None = -1,
+    axis: Axis = -1,
     *,
     temperature: float = 1.0,
     out: Any = None,
@@ -712,7 +724,7 @@ def softmax_backward(
 def log_softmax_backward(
     grad_output: Any,
     output: Any,
-    axis: int | tuple[int, ...] | None = -1,
+    axis: Axis = -1,
     *,
     temperature: float = 1.0,
     out: Any = None,
@@ -776,7 +788,7 @@ def _backward(
         raise ValueError(f"output has shape {y.shape}, expected that of grad_output, {g.shape}")
     axes = _arrays.normalize_axes(axis, g.ndim)
     divisor = _arrays.as_positive(temperature, "temperature")
-    result = _arrays.Result(g, g.shape, computed, out, in_place=(g, y))
+    result = _arrays.Result(g, g.shape, computed, out, "out", (), (g, y))
     given_g, given_y, target, bf16 = _arrays.operands(g, y, result.array)
     _core.softmax_backward(given_g, given_y, target, axes, divisor, log, bf16)
     return result.value()
@@ -786,16 +798,27 @@ def _backward(
 
 
 def get_num_threads() -> int:
-    """The number of threads that a call from this thread may use.
+    """Number of threads that a call from this thread may use.
+
+    Returns
+    -------
+    int
 
     See Also
     --------
-    set_num_threads, num_threads
+    set_num_threads : Sets it for the process.
+    num_threads : Limits it for the calling thread.
+
+    Examples
+    --------
+    >>> import softlane
+    >>> softlane.get_num_threads() >= 1
+    True
     """
     return _core.get_num_threads()
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: SupportsIndex) -> None:
     """Set the number of threads that calls may use, in the whole process.
 
     By default it is what the environment says, ``SOFTLANE_NUM_THREADS`` or else
@@ -828,7 +851,7 @@ def set_num_threads(n: int) -> None:
     _core.set_num_threads(_arrays.as_thread_count(n))
 
 
-def num_threads(n: int) -> AbstractContextManager[None]:
+def num_threads(n: SupportsIndex) -> AbstractContextManager[None]:
     """Limit the threads that calls from the calling thread may use, within a ``with`` block.
 
     Parameters
@@ -884,8 +907,9 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
     -------
     dict or None
         With ``mode="dict"`` the keys ``version``, ``isa`` (the active instruction set),
-        ``isas_usable`` (on this machine, best first), ``isas_compiled``, ``threads`` and
-        ``compiler``. ``SOFTLANE_ISA`` in the environment chooses among the usable ones.
+        ``isas_usable`` (on this machine, best first), ``isas_compiled``, ``isas_left_out`` (which
+        the compiler could not build, or was told not to), ``threads`` and ``compiler``.
+        ``SOFTLANE_ISA`` in the environment chooses among the usable ones.
 
     Raises
     ------
@@ -899,11 +923,15 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
     >>> config["isa"] in config["isas_usable"]
     True
     """
+    from platform import machine
+
+    compiled = _core.isas_compiled()
     config = {
         "version": _core.__version__,
         "isa": _core.get_isa(),
         "isas_usable": _core.isas_usable(),
-        "isas_compiled": _core.isas_compiled(),
+        "isas_compiled": compiled,
+        "isas_left_out": [i for i in _ISAS.get(machine().lower(), ()) if i not in compiled],
         "threads": _core.get_num_threads(),
         "compiler": _core.compiler(),
     }
@@ -912,7 +940,8 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
     if mode != "print":
         raise ValueError(f"mode is {mode!r}, expected 'print' or 'dict'")
     for key, value in config.items():
-        print(f"{key:<14} {' '.join(value) if isinstance(value, list) else value}")
+        text = (" ".join(value) or "none") if isinstance(value, list) else value
+        print(f"{key:<14} {text}")
     return None
 
 

@@ -100,8 +100,10 @@ def show_training(steps: int = 400, rate: float = 1.0) -> None:
         coefficients -= rate * (x.T @ grad)
 
     hits = np.argmax(features @ coefficients, axis=1) == species
-    for name, part in (("training", ~held_out), ("unseen", held_out)):
-        print(f"  accuracy on {part.sum()} {name} flowers: {hits[part].mean():.1%}")
+    print(
+        f"  accuracy  {hits[~held_out].mean():.1%} of the {len(y)} flowers trained on, "
+        f"{hits[held_out].mean():.1%} of the {held_out.sum()} held out"
+    )
 
 
 def show_machine() -> None:

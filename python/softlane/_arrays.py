@@ -30,7 +30,6 @@ _U16: DType = np.dtype(np.uint16)
 _FLOATING = {"e": F16, "f": F32, "d": F64}
 _COMPUTED = {**_FLOATING, **dict.fromkeys("?bBhHiIlLqQ", F64)}
 _COMPLEX = "FD"
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INFINITY = float("inf")
 _OVERLAP_WORK: Any = 1  # enough for NumPy to tell interleaved arrays apart, not only distant ones
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -48,7 +47,12 @@ _UNMASK = {
 
 def is_bfloat16(dtype: DType) -> bool:
     """Whether it is the dtype that ml_dtypes gives NumPy; told without importing ml_dtypes."""
-    return dtype.name == "bfloat16"
+    return dtype.type.__name__ == "bfloat16"
+
+
+def _native(dtype: DType) -> DType:
+    native: DType = dtype.newbyteorder("=")
+    return native
 
 
 def _bfloat16(what: str) -> DType:
@@ -60,16 +64,15 @@ def _bfloat16(what: str) -> DType:
     return dtype
 
 
-def float_dtype(dtype: DType, name: str) -> DType:
+def float_dtype(dtype: DType, name: str, or_else: str = "an integer type or bool") -> DType:
     """The dtype of an element-wise result: a floating one stays, integers and bool give float64."""
     computed = _COMPUTED.get(dtype.char)
     if computed is None:
         if not is_bfloat16(dtype):
             raise TypeError(
-                f"{name} has dtype {dtype}, expected float16, bfloat16, float32, float64, "
-                "an integer type or bool"
+                f"{name} has dtype {dtype}, expected float16, bfloat16, float32, float64, {or_else}"
             )
-        computed = dtype.newbyteorder("=")
+        computed = _native(dtype)
     return computed
 
 
@@ -78,20 +81,26 @@ def reduced_dtype(floating: DType) -> DType:
     return F64 if floating is F64 else F32
 
 
+def sum_dtype(dtype: DType, name: str) -> DType:
+    """The dtype of a sum over elements, which may be complex."""
+    if dtype.char in _COMPLEX:
+        return _native(dtype)
+    others = "complex64, complex128, an integer type or bool"
+    return reduced_dtype(float_dtype(dtype, name, others))
+
+
 def common_dtype(*operands: tuple[str, Any, Array]) -> DType:
-    """What NumPy promotes operands to, float32 at least; complex if one of them is.
+    """The dtype of a sum over elements of several operands: what NumPy promotes them to.
 
     An operand is its name, the object that was passed and the array made of it. Python numbers
     among the objects do not count, as in NumPy.
     """
     promoted: list[Any] = []
     for name, source, array in operands:
-        dtype = array.dtype
-        if dtype.char not in _COMPLEX and float_dtype(dtype, name).itemsize == 2:
-            dtype = F32
-        promoted.append(source if type(source) in (bool, int, float, complex) else dtype)
-    common = np.result_type(*promoted)
-    return common.newbyteorder("=") if common.kind == "c" else reduced_dtype(_COMPUTED[common.char])
+        is_half = sum_dtype(array.dtype, name) is F32 and array.dtype.itemsize == 2
+        is_number = type(source) in (bool, int, float, complex)
+        promoted.append(source if is_number else F32 if is_half else array.dtype)
+    return sum_dtype(np.result_type(*promoted), "the result")
 
 
 def requested_dtype(dtype: Any) -> DType:
@@ -103,7 +112,7 @@ def requested_dtype(dtype: Any) -> DType:
     if native is None:
         if not is_bfloat16(requested):
             raise TypeError(f"dtype is {requested}, expected float16, bfloat16, float32 or float64")
-        native = requested.newbyteorder("=")
+        native = _native(requested)
     return native
 
 
@@ -111,7 +120,7 @@ def requested_complex_dtype(dtype: Any) -> DType:
     requested = np.dtype(dtype)
     if requested.char not in _COMPLEX:
         raise TypeError(f"dtype is {requested}, expected complex64 or complex128 for complex input")
-    return requested.newbyteorder("=")
+    return _native(requested)
 
 
 # ---- arrays -------------------------------------------------------------------------------------
@@ -177,8 +186,10 @@ def broadcast(array: Array, shape: Shape, name: str, like: str) -> Array:
 
 
 def broadcast_together(x: Array, b: Array) -> tuple[Array, Array]:
+    if x.shape == b.shape:
+        return x, b
     try:
-        shape = np.broadcast_shapes(x.shape, b.shape)
+        shape = np.broadcast(x, b).shape
     except ValueError:
         raise ValueError(
             f"b has shape {b.shape}, which does not broadcast with that of x, {x.shape}"
@@ -196,12 +207,13 @@ def as_mask(where: Any, shape: Shape, like: str) -> Array | None:
     return broadcast(mask, shape, "where", like)
 
 
-def as_targets(targets: Any, logits: Shape, axis: int) -> Array:
-    """Class indices in the shape of the logits without `axis`, or probabilities in their shape."""
+def as_targets(targets: Any, logits: Shape, axis: int, samples: Shape) -> Array:
+    """Class indices in the shape of the samples, or probabilities in that of the logits."""
     array = as_array(targets, "targets")
+    if array.size == 0 and isinstance(targets, (list, tuple)):
+        array = array.astype(np.int64)  # an empty list is float64 to NumPy
     dtype = array.dtype
     if dtype.kind in "iu":
-        samples = without_axes(logits, (axis,))
         if array.shape != samples:
             raise ValueError(
                 f"targets has shape {array.shape}, expected {samples}: "
@@ -215,7 +227,7 @@ def as_targets(targets: Any, logits: Shape, axis: int) -> Array:
     return array
 
 
-def as_factors(source: Any, name: str) -> Array:
+def _as_factors(source: Any, name: str) -> Array:
     """Weights of any real dtype."""
     array = as_array(source, name)
     float_dtype(array.dtype, name)
@@ -225,7 +237,7 @@ def as_factors(source: Any, name: str) -> Array:
 def as_class_weight(weight: Any, logits: Shape, axis: int) -> Array | None:
     if weight is None:
         return None
-    array = as_factors(weight, "weight")
+    array = _as_factors(weight, "weight")
     if array.shape != (logits[axis],):
         raise ValueError(
             f"weight has shape {array.shape}, expected ({logits[axis]},): "
@@ -237,7 +249,7 @@ def as_class_weight(weight: Any, logits: Shape, axis: int) -> Array | None:
 def as_sample_weight(sample_weight: Any, samples: Shape) -> Array | None:
     if sample_weight is None:
         return None
-    array = as_factors(sample_weight, "sample_weight")
+    array = _as_factors(sample_weight, "sample_weight")
     return broadcast(array, samples, "sample_weight", "targets")
 
 
@@ -247,13 +259,17 @@ def operands(*arrays: Array | None) -> tuple[Any, ...]:
     The buffer protocol has no format for bfloat16: such an array goes as uint16, and bit i says
     that array i is one.
     """
-    given: list[Any] = list(arrays)
     bits = 0
     for i, array in enumerate(arrays):
-        if array is not None and array.dtype.kind == "V":  # bfloat16; no other kind of V gets here
-            given[i] = array.view(_U16 if array.dtype.isnative else _U16.newbyteorder())
+        if array is not None and array.dtype.kind == "V":  # of what is let through only bfloat16
             bits |= 1 << i
-    return (*given, bits)
+    if bits:
+        arrays = tuple(_as_bits(a) if bits >> i & 1 else a for i, a in enumerate(arrays))
+    return (*arrays, bits)
+
+
+def _as_bits(array: Any) -> Any:
+    return array.view(_U16 if array.dtype.isnative else _U16.newbyteorder())
 
 
 # ---- axes and shapes ----------------------------------------------------------------------------
@@ -268,6 +284,8 @@ def normalize_axis(axis: Any, ndim: int) -> int:
 
 def normalize_axes(axis: Any, ndim: int) -> Shape:
     """The axis= argument, an integer, a tuple of them or None for all, as ascending axes."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     if isinstance(axis, tuple):
@@ -281,33 +299,38 @@ def normalize_axes(axis: Any, ndim: int) -> Shape:
 
 
 def without_axes(shape: Shape, axes: Shape, keepdims: bool = False) -> Shape:
-    if keepdims:
-        return tuple(1 if i in axes else n for i, n in enumerate(shape))
-    return tuple(n for i, n in enumerate(shape) if i not in axes)
+    left = list(shape)
+    for axis in reversed(axes):
+        left[axis : axis + 1] = (1,) if keepdims else ()
+    return tuple(left)
 
 
 # ---- numbers and choices ------------------------------------------------------------------------
 
 
 def as_integer(value: Any, name: str) -> int:
-    if not isinstance(value, bool):
-        try:
-            return index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{name} is of type {type(value).__name__}, expected an integer")
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected an integer")
+    return index(value)
+
+
+def as_int64(value: Any, name: str) -> int:
+    number = as_integer(value, name)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} is {number}, expected a 64-bit integer")
+    return number
 
 
 def as_thread_count(n: Any) -> int:
     count = as_integer(n, "n")
     if count < 1:
         raise ValueError(f"n is {count}, expected at least 1")
-    return count
+    return min(count, 2**31 - 1)  # a C int; no machine has as many
 
 
 def as_real(value: Any, name: str) -> float:
-    if type(value) is float:
-        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is of type {type(value).__name__}, expected a real number")
     try:
@@ -317,21 +340,21 @@ def as_real(value: Any, name: str) -> float:
 
 
 def as_finite(value: Any, name: str) -> float:
-    number = as_real(value, name)
+    number = value if type(value) is float else as_real(value, name)
     if not -_INFINITY < number < _INFINITY:
         raise ValueError(f"{name} is {number}, expected a finite number")
     return number
 
 
 def as_positive(value: Any, name: str) -> float:
-    number = as_real(value, name)
+    number = value if type(value) is float else as_real(value, name)
     if not 0.0 < number < _INFINITY:
         raise ValueError(f"{name} is {number}, expected a finite number above 0")
     return number
 
 
 def as_share(value: Any, name: str) -> float:
-    number = as_real(value, name)
+    number = value if type(value) is float else as_real(value, name)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {number}, expected a number from 0 to 1")
     return number
@@ -346,29 +369,20 @@ def as_reduction(reduction: Any) -> int:
         raise ValueError(f"reduction is {reduction!r}, expected 'none', 'mean' or 'sum'") from None
 
 
-def as_scalar(value: float, dtype: DType) -> Any:
-    """A NumPy scalar; infinite beyond the range of the dtype, and without a warning."""
-    if dtype is F64 or (dtype is F32 and -_FLOAT32_MAX <= value <= _FLOAT32_MAX):
-        return dtype.type(value)
-    with np.errstate(over="ignore"):
-        return dtype.type(value)
-
-
 # ---- results ------------------------------------------------------------------------------------
 
 
 def _as_output(out: Any, name: str, shape: Shape, dtype: DType) -> Array:
-    if isinstance(out, np.ndarray):
-        array = as_array(out, name)
-    else:
+    if not isinstance(out, np.ndarray):
         try:
-            array = np.asarray(memoryview(out))
-        except (TypeError, ValueError, BufferError):
+            out = memoryview(out)
+        except (TypeError, BufferError):
             raise TypeError(
                 f"{name} is of type {type(out).__name__}, expected a writable buffer "
                 "(an ndarray, a memoryview, an array.array)"
             ) from None
-    if array.dtype.newbyteorder("=") != dtype:
+    array = as_array(out, name)
+    if _native(array.dtype) != dtype:
         raise TypeError(f"{name} has dtype {array.dtype}, expected {dtype}")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
@@ -408,7 +422,6 @@ class Result:
         dtype: DType,
         out: Any = None,
         name: str = "out",
-        *,
         inputs: tuple[Array | None, ...] = (),
         in_place: tuple[Array, ...] = (),
     ) -> None:
@@ -418,14 +431,15 @@ class Result:
             return
         self._buffer = self.array = buffer = _as_output(out, name, shape, dtype)
         if any(x is not None and _overlap(buffer, x) for x in inputs) or any(
-            _overlap(buffer, x) and not _coincide(buffer, x) for x in in_place
+            x is not buffer and _overlap(buffer, x) and not _coincide(buffer, x) for x in in_place
         ):
             self.array = np.empty_like(buffer)
 
     def value(self) -> Any:
         """The object that was passed for the output; else the array, as a scalar where it is 0-d."""
-        if self.array is not self._buffer:
-            self._buffer[...] = self.array
-        if self._out is not None:
-            return self._out
-        return self.array if self.array.ndim else self.array[()]
+        array = self.array
+        if self._out is None:
+            return array if array.ndim else array[()]
+        if array is not self._buffer:
+            self._buffer[...] = array
+        return self._out

@@ -1,7 +1,10 @@
 """The compiled kernels. Positional arguments, validated by the package: see csrc/bindings.cpp.
 
-Arrays are buffers of any strides. A bfloat16 array goes as uint16, and its position among the array
-arguments is a bit of `bf16`. Axes are distinct and not negative. Outputs are written in place.
+Arrays are buffers of any strides. Axes are distinct and not negative. Outputs are written in place. A
+bfloat16 array goes as uint16, and a bit of `bf16` says so: 0 to 2 for softmax's x, out; logsumexp's x,
+b, out; softmax_backward's grad_output, output, out. 0 to 4 for cross_entropy's logits, grad, weight,
+sample_weight, loss, and its bits 6 and 7 are the loss's dtype: 0 float32, 1 float64 (which asks for
+float64 arithmetic), 2 float16, 3 bfloat16.
 """
 
 from typing import Any, TypeAlias

@@ -131,19 +131,20 @@ def logsumexp(
     >>> print(log_abs.round(12), sign)
     1.541324854613 -1.0
     """
-    b = 1 if b is None else b
-    common = _common_dtype(x, b)
+    common = _common_dtype(x) if b is None else _common_dtype(x, b)
     result = common if dtype is None else np.dtype(dtype)
     wide = np.result_type(common, _single(result))
-    x, b = np.asarray(x), np.asarray(b)
-    inside = (b != 0) & (True if where is None else np.asarray(where))
-    inside = np.broadcast_to(inside, np.broadcast_shapes(x.shape, b.shape))
+    x, factors = np.asarray(x), np.asarray(1 if b is None else b)
+    inside = (factors != 0) & (True if where is None else np.asarray(where))
+    inside = np.broadcast_to(inside, np.broadcast_shapes(x.shape, factors.shape))
     x = np.where(inside, x.astype(wide), -np.inf)
 
     with np.errstate(all="ignore"):
         largest = np.max(x.real, axis=axis, keepdims=True, initial=-np.inf)
         shift = np.where(np.isfinite(largest), largest, 0)  # exp is right for infinities as it is
-        terms = np.where(inside, b.astype(wide) * np.exp(x - shift), 0)
+        terms = np.exp(x - shift)
+        if b is not None:
+            terms = np.where(inside, factors.astype(wide) * terms, 0)
         top, rest = _split_sum(terms, x.real == largest, axis)
         log_abs = shift + _log_abs(top, rest)
         total = top + rest
@@ -227,10 +228,10 @@ def cross_entropy_with_grad(
 
     if targets.dtype.kind in "iu":
         used = targets != ignore_index
-        target = np.where(used, targets, 0).astype(np.intp)
-        _check_targets(target, used, inside)
+        target = np.where(used, targets, 0)
         t = (np.arange(z.shape[-1]) == target[..., None]).astype(wide)
-        share = samples * np.sum(t * class_weight, axis=-1)  # of each sample in the mean
+        _check_targets(target, used, t, inside)
+        share = samples * np.sum(np.where(t, class_weight, 0), axis=-1)  # in the mean
     else:
         used = np.ones(z.shape[:-1], bool)
         t = np.moveaxis(targets, axis, -1).astype(wide)
@@ -331,7 +332,7 @@ def _log_abs(top: Array, rest: Array) -> Array:
     """``log(abs(top + rest))``, with all digits where the rest is small beside a top of 1."""
     ratio = rest / top
     excess = 2 * ratio.real + np.abs(ratio) ** 2  # |1 + ratio|^2 - 1
-    by_ratio = np.log(np.abs(top)) + np.log1p(excess) / 2
+    by_ratio: Array = np.log(np.abs(top)) + np.log1p(excess) / 2
     return np.where(np.abs(ratio) < 0.5, by_ratio, np.log(np.abs(top + rest)))
 
 
@@ -343,16 +344,16 @@ def _sign(total: Array) -> Array:
     return np.where(total == 0, 0, phase)
 
 
-def _check_targets(target: Array, used: Array, inside: Array) -> None:
-    classes = inside.shape[-1]
-    bad = used & ((target < 0) | (target >= classes))
-    if bad.any():
-        position = tuple(map(int, np.argwhere(bad)[0]))
-        raise IndexError(f"target {target[position]} at {position}, expected 0 to {classes - 1}")
-    reached = np.take_along_axis(inside, target[..., None], axis=-1)[..., 0]
-    if (used & ~reached).any():
-        position = tuple(map(int, np.argwhere(used & ~reached)[0]))
-        raise ValueError(f"target {target[position]} at {position} is outside where")
+def _check_targets(target: Array, used: Array, t: Array, inside: Array) -> None:
+    """Targets in use must be classes, and these inside `where`; names the first that is not."""
+    classes = t.shape[-1]
+    for bad, error, expected in (
+        ((target < 0) | (target >= classes), IndexError, f"0 <= target < {classes}"),
+        (~np.any((t != 0) & inside, axis=-1), ValueError, "a class inside where"),
+    ):
+        if np.any(used & bad):
+            position = tuple(map(int, np.argwhere(used & bad)[0]))
+            raise error(f"target {target[position]} at {position}, expected {expected}")
 
 
 def _prepare(x: Any, where: Any, dtype: Any) -> tuple[Array, Array, DType]:

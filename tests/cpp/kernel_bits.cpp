@@ -392,11 +392,10 @@ class Runner {
         Array grad(type, x.rows, n, x.columns);
         Random random(1000 + n);
         std::vector<int64_t> targets;
-        std::vector<double> coef, grad_coef, weight;
+        std::vector<double> coef, weight;
         for (size_t r = 0; r < x.rows; ++r) {
           targets.push_back(r % 7 == 3 ? -1 : static_cast<int64_t>(random.below(n)));
           coef.push_back(r % 5 == 0 ? 1 : 4 * random.uniform());
-          grad_coef.push_back(coef.back() / 37);
         }
         for (size_t i = 0; i < n; ++i) weight.push_back(i % 9 == 4 ? 0 : 2 * random.uniform());
         std::vector<double> loss(x.rows);
@@ -410,6 +409,7 @@ class Runner {
         if (weighted) {
           for (double w : weight) batch.weight_sum += w;
         }
+        batch.divisor = weighted ? 37 : 1;
         batch.smoothing = smoothing;
         batch.classes = static_cast<double>(n);
         const bool whole = way == Way::kRows || way == Way::kColumns;
@@ -423,7 +423,6 @@ class Runner {
           batch.grad = with_grad ? grad.at(r, 0) : nullptr;
           batch.targets = &targets[r];
           batch.coef = &coef[r];
-          batch.grad_coef = &grad_coef[r];
           batch.loss = &loss[r];
           batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
           (way == Way::kColumns ? columns : rows)(batch);
