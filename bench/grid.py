@@ -43,7 +43,10 @@ LAYOUTS = (  # shape, axis, layout: what is not rows one after another
     ((1000, 1000), -1, "step 2"),
     ((1024, 100), 0, "step 2"),
 )
-SWEEP = (3, 4, 8, 10, 16, 17, 32, 64, 100, 256, 1000, 4096, 32_768, 131_072, 1 << 20)
+# For the figures, in float32: rows of any length in 2²⁰ elements, and arrays of any size in rows of 4096.
+LENGTHS = (3, 4, 8, 10, 16, 17, 32, 64, 100, 256, 1000, 4096, 32_768, 131_072, 1 << 20)
+BY_LENGTH = [((1 << 20) // n, n) for n in LENGTHS]
+BY_SIZE = [(n, 4096) for n in (4, 16, 64, 256, 1024, 4096, 8192)]
 TINY = (3,)  # the time of a whole call
 QUICK = ((64, 1000), (65_536, 3), (4096, 64))
 
@@ -84,8 +87,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        name = ml_dtypes.bfloat16
+    found: np.dtype[Any] = np.dtype(name)
+    return found
 
 
 class Data:
@@ -103,7 +107,9 @@ class Data:
             shape = (*shape[:-1], 2 * shape[-1])
         values = self.rng.standard_normal(shape, np.float32)
         values *= scale
-        array = values.astype(dtype_of(self.case.dtype), order="F" if self.case.layout == "F" else "C")
+        array = values.astype(
+            dtype_of(self.case.dtype), order="F" if self.case.layout == "F" else "C"
+        )
         return array[..., ::2] if self.case.layout == "step 2" else array
 
     @cached_property
@@ -132,7 +138,7 @@ class Data:
         return y
 
 
-def cases(quick: bool = False, sweep: bool = True) -> Iterator[Case]:
+def cases(quick: bool = False) -> Iterator[Case]:
     """The grid, without its threads."""
     for function in FUNCTIONS:
         if function in ("softmax", "log_softmax", "logsumexp"):
@@ -141,5 +147,5 @@ def cases(quick: bool = False, sweep: bool = True) -> Iterator[Case]:
             yield from (Case(function, dtype, shape) for shape in (QUICK if quick else ROWS))
         for dtype in DTYPES[:1] if quick else DTYPES[:2]:
             yield from (Case(function, dtype, *where) for where in LAYOUTS[: 1 if quick else None])
-        if sweep and not quick:
-            yield from (Case(function, "float32", ((1 << 20) // n, n)) for n in SWEEP)
+        if not quick:
+            yield from (Case(function, "float32", shape) for shape in [*BY_LENGTH, *BY_SIZE])

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from grid import Array, Case, Data
 
 Call = Callable[[], Any]
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """This contender has no such function, dtype or layout."""
 
 
@@ -38,38 +37,44 @@ def softlane(case: Case, data: Data) -> Call:
 def numpy(case: Case, data: Data) -> Call:
     x, axis, buffer = data.x, case.axis, np.empty(case.shape, data.x.dtype)
 
-    def exponentials() -> tuple[Array, Array, Array]:
+    def exponentials() -> tuple[Array, Array]:
         top = x.max(axis, keepdims=True)
-        np.exp(np.subtract(x, top, out=buffer), out=buffer)
-        return top, buffer, buffer.sum(axis, keepdims=True)
+        np.subtract(x, top, out=buffer)
+        np.exp(buffer, out=buffer)
+        return top, buffer.sum(axis, keepdims=True)
 
     def softmax() -> Array:
-        _, powers, total = exponentials()
-        return np.divide(powers, total, out=buffer)
+        _, total = exponentials()
+        np.divide(buffer, total, out=buffer)
+        return buffer
 
     def logsumexp() -> Array:
-        top, _, total = exponentials()
-        return (np.log(total) + top).squeeze(axis)
+        top, total = exponentials()
+        found: Array = (np.log(total) + top).squeeze(axis)
+        return found
 
     def log_softmax() -> Array:
-        top, _, total = exponentials()
-        return np.subtract(x, np.log(total) + top, out=buffer)
+        top, total = exponentials()
+        np.subtract(x, np.log(total) + top, out=buffer)
+        return buffer
 
     def cross_entropy() -> Any:
         return (logsumexp() - x[data.index]).mean()
 
     def cross_entropy_with_grad() -> Any:
-        top, powers, total = exponentials()
+        top, total = exponentials()
         loss = ((np.log(total) + top).squeeze(axis) - x[data.index]).mean()
-        count = x.size // x.shape[axis]
-        grad = np.divide(powers, total * count, out=buffer)
-        grad[data.index] -= 1 / count
-        return loss, grad
+        np.divide(buffer, total, out=buffer)
+        buffer[data.index] -= 1
+        np.divide(buffer, len(data.targets), out=buffer)
+        return loss, buffer
 
     def softmax_backward() -> Array:
         g, y = data.grad_output, data.probabilities
         total = np.multiply(g, y, out=buffer).sum(axis, keepdims=True)
-        return np.multiply(np.subtract(g, total, out=buffer), y, out=buffer)
+        np.subtract(g, total, out=buffer)
+        np.multiply(buffer, y, out=buffer)
+        return buffer
 
     call: Call = locals()[case.function]
     return call
@@ -79,17 +84,21 @@ def scipy(case: Case, data: Data) -> Call:
     from scipy import special
 
     if not hasattr(special, case.function):
-        raise Unsupported
+        raise UnsupportedError
     return partial(getattr(special, case.function), data.x, axis=case.axis)
+
+
+def tensor(array: Array) -> Any:
+    """A torch tensor of the same memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def torch(case: Case, data: Data) -> Call:
     import torch
-
-    def tensor(array: Array) -> Any:
-        if case.dtype == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
 
     aten, dim, x = torch.ops.aten, case.axis % len(case.shape), tensor(data.x)
     out = {"out": torch.empty(case.shape, dtype=x.dtype)} if data.reuse else {}
@@ -121,7 +130,7 @@ def jax(case: Case, data: Data) -> Call:
     from jax import numpy as jnp
 
     if case.layout != "C":
-        raise Unsupported  # its arrays have no strides
+        raise UnsupportedError  # its arrays have no strides
     axis = case.axis
     if case.function == "softmax_backward":
         backward = jax.jit(lambda g, y: y * (g - (g * y).sum(axis, keepdims=True)))
@@ -138,7 +147,7 @@ def jax(case: Case, data: Data) -> Call:
         return (jax.nn.logsumexp(x, axis) - picked).mean()
 
     wanted = jax.jit(loss if case.function == "cross_entropy" else jax.value_and_grad(loss))
-    return lambda: jax.block_until_ready(wanted(x, targets))
+    return lambda: jax.block_until_ready(wanted(x, targets))  # type: ignore[no-untyped-call]
 
 
 # Function: operator, inputs, whether `axes` is a list.
@@ -153,12 +162,13 @@ _ELEMENT_TYPES = {"float32": 1, "int64": 7, "float16": 10, "float64": 11}
 
 def onnxruntime(case: Case, data: Data) -> Call:
     import onnxruntime as ort
+
     import softlane
 
     if case.function not in _OPERATORS or case.dtype not in _ELEMENT_TYPES:
-        raise Unsupported
+        raise UnsupportedError
     if case.function == "cross_entropy" and case.axis == 0:
-        raise Unsupported  # classes are on axis 1
+        raise UnsupportedError  # classes are on axis 1
     options = ort.SessionOptions()
     options.intra_op_num_threads = softlane.get_num_threads()
     options.inter_op_num_threads = 1
@@ -199,7 +209,9 @@ def onnx_model(case: Case) -> bytes:
 
     def tensor(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
         dims = b"".join(block(1, integer(1, n)) for n in shape)
-        return block(1, name) + block(2, block(1, integer(1, _ELEMENT_TYPES[dtype]) + block(2, dims)))
+        return block(1, name) + block(
+            2, block(1, integer(1, _ELEMENT_TYPES[dtype]) + block(2, dims))
+        )
 
     operator, inputs, axis_name = _OPERATORS[case.function]
     axis = case.axis % len(case.shape)
@@ -212,7 +224,11 @@ def onnx_model(case: Case) -> bytes:
     node = b"".join(block(1, name) for name in inputs) + block(2, "out") + block(4, operator)
     rest = case.shape[:axis] + case.shape[axis + 1 :]
     reduced = {"logsumexp": rest, "cross_entropy": ()}.get(case.function, case.shape)
-    graph = block(1, node + attributes) + block(2, "one") + block(11, tensor("x", case.dtype, case.shape))
+    graph = (
+        block(1, node + attributes)
+        + block(2, "one")
+        + block(11, tensor("x", case.dtype, case.shape))
+    )
     if "targets" in inputs:
         graph += block(11, tensor("targets", "int64", rest))
     graph += block(12, tensor("out", case.dtype, reduced))

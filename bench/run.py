@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -27,9 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 import peers
-from grid import DTYPES, FUNCTIONS, TINY, Array, Case, Data, cases
+from grid import DTYPES, FUNCTIONS, REDUCTIONS, TINY, Array, Case, Data, cases
 
 SAMPLE = 200_000  # ns that a sample lasts at least
 LONG_CALL = 20_000_000  # ns from which a call is its own warm-up
@@ -103,6 +103,21 @@ def agree(result: Any, expected: Any, case: Case) -> bool:
     )
 
 
+def peer_call(
+    name: str, case: Case, data: Data, expected: Any
+) -> tuple[peers.Call | None, str | None]:
+    """The peer's call, or why there is none."""
+    try:
+        call = peers.PEERS[name](case, data)
+        if agree(call(), expected, case):
+            return call, None
+        return None, "another result than softlane's"
+    except peers.UnsupportedError:
+        return None, None
+    except Exception as error:  # whatever a peer's own stack raises for a dtype that it lacks
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
 def variants(case: Case, threads: int) -> dict[str, tuple[Case, int]]:
     """Other calls of softlane that a cell is held against: name, case, threads."""
     found = {}
@@ -128,15 +143,11 @@ def measure(case: Case, names: list[str], args: argparse.Namespace) -> Cell:
         expected = tuple(expected) if len(expected) > 1 else expected[0]
     skipped = {}
     for name in names:
-        try:
-            call = peers.PEERS[name](case, data)
-            if not agree(call(), expected, case):
-                raise ArithmeticError("another result than softlane's")
+        call, why = peer_call(name, case, data, expected)
+        if call:
             contenders[name] = Contender(call, 1)
-        except peers.Unsupported:
-            pass
-        except Exception as error:  # whatever a peer's own stack raises for a dtype that it lacks
-            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        elif why:
+            skipped[name] = why
     for name, call in peers.limits(case, data).items():
         contenders[name] = Contender(call, 1)
     for name, (other, count) in variants(case, threads).items():
@@ -161,9 +172,7 @@ def measure(case: Case, names: list[str], args: argparse.Namespace) -> Cell:
 
 
 def case_of(cell: Cell) -> Case:
-    return Case(
-        cell["function"], cell["dtype"], tuple(cell["shape"]), cell["axis"], cell["layout"]
-    )
+    return Case(cell["function"], cell["dtype"], tuple(cell["shape"]), cell["axis"], cell["layout"])
 
 
 def fastest_peer(cell: Cell) -> str | None:
@@ -181,11 +190,12 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def line(cell: Cell, names: list[str]) -> str:
-    """A row of the table: nanoseconds per element, then ratios."""
+    """A row of the table: nanoseconds per element (of three elements, per call), then ratios."""
     case, times, ratios = case_of(cell), cell["times_ns"], cell["ratios"]
+    per = 1 if case.shape == TINY else case.size
     head = f"{case.function:24}{case.dtype:9} {case!s:22}{cell['threads']:2d}"
     values = [
-        f"{times[name] / case.size:9.3f}" if name in times else f"{'-':>9}"
+        f"{times[name] / per:9.3f}" if name in times else f"{'-':>9}"
         for name in ("softlane", *names, "copy", reading(cell))
     ]
     best = fastest_peer(cell)
@@ -221,7 +231,10 @@ def summary(cells: list[Cell], cache: int) -> list[str]:
         return [(c["ratios"][name], c) for c in chosen if name in c["ratios"]]
 
     for threads in sorted({cell["threads"] for cell in cells}):
-        lines += ["", f"{f'Ratios, {threads} thread(s)':64}{'n':>4}{'mean':>8}{'worst':>8}  worst cell"]
+        lines += [
+            "",
+            f"{f'Ratios, {threads} thread(s)':64}{'n':>4}{'mean':>8}{'worst':>8}  worst cell",
+        ]
         mine = [cell for cell in cells if cell["threads"] == threads]
         rows = [cell for cell in mine if tuple(cell["shape"]) != TINY]
         inside = [c for c in rows if case_of(c).bytes_moved <= cache]
@@ -235,9 +248,11 @@ def summary(cells: list[Cell], cache: int) -> list[str]:
         group("all cells, to the fastest peer", to_peer(rows))
         for function in FUNCTIONS:
             chosen = [c for c in outside if c["function"] == function]
-            group(f"beyond the cache, {function}, to np.copyto", to("copy", chosen))
-            reads = [(c["ratios"][name], c) for c in chosen if (name := reading(c))]
-            group(f"beyond the cache, {function}, to the fastest read", reads)
+            if function in REDUCTIONS:
+                reads = [(c["ratios"][name], c) for c in chosen if (name := reading(c))]
+                group(f"beyond the cache, {function}, to the fastest read", reads)
+            elif function != "softmax_backward":  # which moves three arrays
+                group(f"beyond the cache, {function}, to np.copyto", to("copy", chosen))
         group("axis 0 to the last axis", to("last axis", mine))
         group("half types in cache, to float32", to("float32", inside))
         group("half types beyond the cache, to float32", to("float32", outside))
@@ -246,8 +261,18 @@ def summary(cells: list[Cell], cache: int) -> list[str]:
         tiny = [c for c in mine if tuple(c["shape"]) == TINY]
         group("a call on 3 elements, to np.exp", to("np.exp", tiny))
         group("a call on 3 elements, to torch", to("torch", tiny))
-        group("all threads to one, 10⁶ elements and more", [r for r in to("one thread", rows) if case_of(r[1]).size >= 1e6])
-        group("all threads to one, fewer elements", [r for r in to("one thread", mine) if case_of(r[1]).size < 1e6])
+        group(
+            "all threads to one, 10⁶ elements and more",
+            [r for r in to("one thread", rows) if case_of(r[1]).size >= 1e6],
+        )
+        group(
+            "all threads to one, fewer elements",
+            [r for r in to("one thread", mine) if case_of(r[1]).size < 1e6],
+        )
+    missing = {
+        (name, c["function"], c["dtype"], why) for c in cells for name, why in c["skipped"].items()
+    }
+    lines += ["", *(f"without {': '.join(what)}"[:120] for what in sorted(missing))]
     return lines
 
 
@@ -268,19 +293,14 @@ def machine() -> dict[str, Any]:
     if info.exists() and (found := re.search(r"model name\s*: (.*)", info.read_text())):
         model = found[1]
     packages = ("numpy", "scipy", "torch", "onnxruntime", "jax", "jaxlib", "ml_dtypes")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = [name for name in packages if importlib.util.find_spec(name)]
     return {
         "processor": model,
         "processors": os.cpu_count(),
         "last_level_cache": cache_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: importlib.metadata.version(name) for name in installed},
         "softlane": softlane.show_config(mode="dict"),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "date": time.strftime("%Y-%m-%d"),
@@ -295,7 +315,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few cells, few rounds")
     parser.add_argument("--threads", default="1", help="numbers of threads, such as 1,2")
     parser.add_argument("--isa", help="instruction set of softlane (by default the best)")
-    parser.add_argument("--only", help="regular expression for 'function dtype shape'")
+    parser.add_argument("--only", help="regular expression for the start of 'function dtype shape'")
     parser.add_argument("--peers", help="such as torch,numpy (by default all that are installed)")
     parser.add_argument("--fresh", action="store_true", help="new arrays for large results too")
     parser.add_argument("--budget", type=float, help="seconds per cell (1; quick: 0.1)")
@@ -317,6 +337,10 @@ def peer_names(args: argparse.Namespace) -> list[str]:
     return wanted
 
 
+def selected(case: Case, only: str | None) -> bool:
+    return not only or bool(re.match(rf"(?:{only})\b", f"{case.function} {case.dtype} {case}"))
+
+
 def work(args: argparse.Namespace) -> None:
     """One process: all cells for one number of threads."""
     names = peer_names(args)
@@ -327,10 +351,10 @@ def work(args: argparse.Namespace) -> None:
     if "jax" in names:
         import jax
 
-        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
     cells = []
     for case in dict.fromkeys(cases(args.quick)):
-        if args.only and not re.search(args.only, f"{case.function} {case.dtype} {case}"):
+        if not selected(case, args.only):
             continue
         cells.append(measure(case, names, args))
         print(line(cells[-1], names), flush=True)
@@ -346,7 +370,8 @@ def environment(threads: str, isa: str | None) -> dict[str, str]:
 def main() -> None:
     args = arguments()
     if args.worker:
-        return work(args)
+        work(args)
+        return
     names = peer_names(args)
     print(f"ns per element; ratios are softlane's time / the other's\n{header(names)}", flush=True)
     cells: list[Cell] = []

@@ -109,6 +109,7 @@ class Buffer {
                    kMaxDims);
       throw PythonError();
     }
+    check_extent();
     view_.data = static_cast<char*>(buffer_.buf);
     view_.dtype = dtype_of(buffer_, &view_.swapped);
     if (bfloat16 && view_.dtype == DType::kUInt16) view_.dtype = DType::kBFloat16;
@@ -116,8 +117,33 @@ class Buffer {
     for (int d = 0; d < buffer_.ndim; ++d) {
       const auto i = static_cast<size_t>(d);
       view_.shape[i] = buffer_.shape[d];
-      view_.strides[i] = buffer_.strides[d];
     }
+    // Exporters of contiguous memory may leave the strides out.
+    ptrdiff_t step = buffer_.itemsize;
+    for (int d = buffer_.ndim; d-- > 0;) {
+      const auto i = static_cast<size_t>(d);
+      view_.strides[i] = buffer_.strides != nullptr ? buffer_.strides[d] : step;
+      step *= view_.shape[i];
+    }
+  }
+  // The lengths must make up what the exporter says it has: a lie here would be read past the end.
+  void check_extent() const {
+    Py_ssize_t bytes = buffer_.itemsize;
+    bool sound = bytes > 0 && (buffer_.ndim == 0 || buffer_.shape != nullptr) &&
+                 (buffer_.format != nullptr || bytes == 1);
+    bool empty = false;
+    for (int d = 0; sound && d < buffer_.ndim; ++d) {
+      sound = buffer_.shape[d] >= 0;
+      empty = empty || buffer_.shape[d] == 0;
+    }
+    for (int d = 0; sound && !empty && d < buffer_.ndim; ++d) {
+      sound = bytes <= PY_SSIZE_T_MAX / buffer_.shape[d];
+      if (sound) bytes *= buffer_.shape[d];
+    }
+    if (sound && (empty ? 0 : bytes) == buffer_.len) return;
+    PyErr_SetString(PyExc_BufferError,
+                    "the buffer's shape and item size do not agree with its length");
+    throw PythonError();
   }
   Py_buffer buffer_;
   View view_;

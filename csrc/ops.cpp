@@ -36,8 +36,8 @@ class Scratch {
   };
   char* base() {
     if (!memory_) {
-      memory_.reset(static_cast<char*>(
-          ::operator new(kScratchBytes + 2 * kPackBytes, std::align_val_t{64})));
+      memory_.reset(
+          static_cast<char*>(::operator new(kScratchBytes + 2 * kPackBytes, std::align_val_t{64})));
     }
     return memory_.get();
   }
@@ -69,10 +69,10 @@ bool fits_float(double temperature) { return temperature > 0x1p-90 && temperatur
 bool fits_double(double temperature) { return temperature > 0x1p-800 && temperature < 0x1p800; }
 
 struct Compute {
-  DType type;          // of the packed rows, and of the kernel
+  DType type;  // of the packed rows, and of the kernel
   Scale scale;
-  double factor = 1;   // multiplies the logits as they are packed
-  bool direct = false; // the arrays can be read and written where they are
+  double factor = 1;    // multiplies the logits as they are packed
+  bool direct = false;  // the arrays can be read and written where they are
 };
 
 // How to compute on `x` with results in `out` (null: reductions), in double if `wide` or needed.
@@ -85,7 +85,7 @@ Compute make_compute(const View& x, const View* out, const View* where, double t
                     (!wide || x.dtype == DType::kFloat64);
   const bool ordinary =
       x.dtype == DType::kFloat64 ? fits_double(temperature) : fits_float(temperature);
-  c.type = same && ordinary ? x.dtype
+  c.type = same && ordinary                   ? x.dtype
            : wide || !fits_float(temperature) ? DType::kFloat64
                                               : DType::kFloat32;
   if (c.type == DType::kFloat64 && !fits_double(temperature)) {
@@ -93,8 +93,8 @@ Compute make_compute(const View& x, const View* out, const View* where, double t
     temperature *= c.factor;
   }
   c.scale = make_scale(temperature);
-  c.direct = same && ordinary && where == nullptr && x.aligned() &&
-             (out == nullptr || out->aligned());
+  c.direct =
+      same && ordinary && where == nullptr && x.aligned() && (out == nullptr || out->aligned());
   return c;
 }
 
@@ -144,13 +144,13 @@ void over_samples(const Plan& plan, Mode mode, const std::function<void(size_t, 
 // One operand of a packed row.
 struct Slot {
   const View* view = nullptr;
-  size_t operand = 0;       // its strides in the plan
-  char* row = nullptr;      // address of the row at hand
-  char* buffer = nullptr;   // where it is packed
+  size_t operand = 0;      // its strides in the plan
+  char* row = nullptr;     // address of the row at hand
+  char* buffer = nullptr;  // where it is packed
   DType type = DType::kFloat64;
-  double factor = 1;        // what elements are multiplied by as they are packed
-  double masked = 0;        // what an element outside `where` is packed, or written, as
-  double center = 0;        // with a factor > 1, which could overflow: the row's maximum, subtracted
+  double factor = 1;  // what elements are multiplied by as they are packed
+  double masked = 0;  // what an element outside `where` is packed, or written, as
+  double center = 0;  // with a factor > 1, which could overflow: the row's maximum, subtracted
 };
 
 // Packs and unpacks the rows of the kernels' operands, whole or by chunks.
@@ -166,11 +166,12 @@ struct PackedRow {
   void seek(const Offsets& offsets, ptrdiff_t position) {
     for (Slot& slot : slots) {
       if (slot.view == nullptr) continue;
-      slot.row = slot.view->data + offsets[slot.operand] +
-                 position * run_stride(*plan, slot.operand);
+      slot.row =
+          slot.view->data + offsets[slot.operand] + position * run_stride(*plan, slot.operand);
     }
     if (where != nullptr) {
-      where_row = where->data + offsets[where_operand] + position * run_stride(*plan, where_operand);
+      where_row =
+          where->data + offsets[where_operand] + position * run_stride(*plan, where_operand);
     }
     if (slots[0].factor > 1) find_center(slots[0]);
   }
@@ -345,8 +346,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
                      to.dtype, to.swapped);
       };
       for (size_t done = 0; done < count;) {
-        const size_t block =
-            mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
+        const size_t block = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
         double signs = 1;
         if (mode == Mode::kPacked) {
           row.seek(at, static_cast<ptrdiff_t>(done));
@@ -418,8 +418,9 @@ std::string position(const View& v, size_t s) {
 class CrossEntropy {
  public:
   explicit CrossEntropy(const CrossEntropyArgs& args)
-      : a_(args), compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
-                               args.result == DType::kFloat64)) {
+      : a_(args),
+        compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
+                              args.result == DType::kFloat64)) {
     const View& x = a_.logits;
     const uint64_t axes = uint64_t{1} << a_.axis;
     const auto targets = expanded(&a_.targets, x.ndim, axes);
@@ -427,9 +428,10 @@ class CrossEntropy {
     const auto loss = expanded(a_.loss, x.ndim, axes);
     std::array<ptrdiff_t, kMaxDims> weight{};
     if (a_.weight != nullptr) weight[static_cast<size_t>(a_.axis)] = a_.weight->strides[0];
-    plan_ = make_plan(x.ndim, x.shape.data(), axes,
-                      {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
-                       sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data()});
+    plan_ =
+        make_plan(x.ndim, x.shape.data(), axes,
+                  {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
+                   sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data()});
     classes_ = static_cast<size_t>(x.shape[static_cast<size_t>(a_.axis)]);
     read_weights();
   }
@@ -440,9 +442,8 @@ class CrossEntropy {
     if (plan_.samples == 0) {
       return a_.reduction == Reduction::kMean ? kNaN : 0;
     }
-    const Mode mode =
-        choose_mode(plan_, compute_.direct && direct_weights_, a_.grad ? 2 : 1,
-                    item_size(a_.logits.dtype));
+    const Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, a_.grad ? 2 : 1,
+                                  item_size(a_.logits.dtype));
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
     size_t block = std::min<size_t>(256, std::max<size_t>(1, 4096 / std::max<size_t>(1, classes_)));
@@ -501,26 +502,27 @@ class CrossEntropy {
 
   void check_targets() {
     const View& y = a_.targets;
-    Sum weight_sum;
-    if (a_.label_smoothing != 0) {
+    weight_sum_ = static_cast<double>(classes_);
+    if (a_.label_smoothing != 0 && a_.weight != nullptr && plan_.samples != 0) {
+      Sum weight_sum;
       for (size_t c = 0; c < classes_; ++c) weight_sum.add(class_weight(c));
+      weight_sum_ = weight_sum.value();
     }
-    weight_sum_ = weight_sum.value();
     const bool weighs = a_.weight != nullptr || a_.sample_weight != nullptr;
     size_t counted = 0;
     for_runs(plan_, 0, plan_.samples, [&](const Offsets& offsets, size_t first, size_t count) {
       for (size_t i = 0; i < count; ++i) {
         const int64_t target = load_int(at(y, 2, offsets, i), y.dtype, y.swapped);
-        if (target == a_.ignore_index) continue;
+        const bool beyond = y.dtype == DType::kUInt64 && target == INT64_MAX;
+        if (target == a_.ignore_index && !beyond) continue;
         if (target < 0 || static_cast<uint64_t>(target) >= classes_) {
-          const std::string given = target == INT64_MAX && y.dtype == DType::kUInt64
-                                        ? std::to_string(load_unsigned(at(y, 2, offsets, i), y.swapped))
-                                        : std::to_string(target);
+          const std::string given =
+              beyond ? std::to_string(load_unsigned(at(y, 2, offsets, i), y.swapped))
+                     : std::to_string(target);
           throw std::out_of_range("targets" + position(y, first + i) + " is " + given +
-                                  ", expected 0 <= target < " +
-                                  std::to_string(classes_) + " (the length of axis " +
-                                  std::to_string(a_.axis) + " of logits) or ignore_index " +
-                                  std::to_string(a_.ignore_index));
+                                  ", expected 0 <= target < " + std::to_string(classes_) +
+                                  " (the length of axis " + std::to_string(a_.axis) +
+                                  " of logits) or ignore_index " + std::to_string(a_.ignore_index));
         }
         const auto c = static_cast<size_t>(target);
         if (a_.where != nullptr) {
@@ -565,7 +567,8 @@ class CrossEntropy {
     PackedRow row{&plan_, {}, a_.where, 5};
     View ones;
     if (mode == Mode::kPacked) {
-      row.slots[0] = {&a_.logits, 0, nullptr, scratch.pack(0), compute_.type, compute_.factor, -kInf};
+      row.slots[0] = {&a_.logits,      0,    nullptr, scratch.pack(0), compute_.type,
+                      compute_.factor, -kInf};
       if (a_.grad != nullptr) {
         row.slots[1] = {a_.grad, 1, nullptr, scratch.pack(0), compute_.type, 1, 0};
       }
@@ -668,13 +671,13 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   if (!same) compute.type = DType::kFloat64;
   compute.scale = make_scale(temperature);
   compute.direct = compute.direct && same && output.aligned();
-  Plan plan =
-      make_plan(out.ndim, out.shape.data(), axes,
-                {grad_output.strides.data(), output.strides.data(), out.strides.data()});
+  Plan plan = make_plan(out.ndim, out.shape.data(), axes,
+                        {grad_output.strides.data(), output.strides.data(), out.strides.data()});
   if (plan.samples == 0 || plan.classes == 0) return;
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
-  const auto rows = log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
+  const auto rows =
+      log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
   const bool direct = compute.direct && contiguous_axis(plan, 3, item_size(out.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;
   over_samples(plan, mode, [&](size_t begin, size_t end) {

@@ -73,9 +73,7 @@ struct Plan {
   size_t samples = 1;  // product of the outer lengths
   size_t classes = 1;  // product of the axis lengths
 
-  size_t run_length() const {
-    return outer.empty() ? 1 : static_cast<size_t>(outer.back().length);
-  }
+  size_t run_length() const { return outer.empty() ? 1 : static_cast<size_t>(outer.back().length); }
   // Makes outer[d] the run.
   void make_run(size_t d);
 };
@@ -130,8 +128,8 @@ void for_steps(const Plan& plan, size_t operand, char* row, size_t start, size_t
     ptrdiff_t offset = static_cast<ptrdiff_t>(at % length) * last.stride[operand];
     for (size_t d = plan.axis.size() - 1; d-- > 0;) {
       const Dim& dim = plan.axis[d];
-      offset += static_cast<ptrdiff_t>(index % static_cast<size_t>(dim.length)) *
-                dim.stride[operand];
+      offset +=
+          static_cast<ptrdiff_t>(index % static_cast<size_t>(dim.length)) * dim.stride[operand];
       index /= static_cast<size_t>(dim.length);
     }
     const size_t rest = length - at % length;

@@ -335,7 +335,10 @@ def cross_entropy(
     where: Any = None,
     reduction: str = "none",
 ) -> CrossEntropy:
-    """Cross-entropy with integer targets; `reduction` decides what the gradient is divided by."""
+    """Cross-entropy with integer targets; `reduction` decides what the gradient is divided by.
+
+    A class of weight 0 counts 0, whatever its logit.
+    """
     z = wide(logits)
     rows = _Rows(z.shape, axis)
     s = _shift(rows.split(z), rows.split(_masked(where, z.shape)), temperature)
@@ -352,10 +355,10 @@ def cross_entropy(
     w_y = per_class[y[:, 0]] if rows.length else np.zeros(rows.count, LD)
     with np.errstate(all="ignore"):
         share = smooth / np.maximum(s.mask.sum(axis=-1), 1).astype(LD)
-        loss = (1 - smooth) * w_y * -lp_y
+        loss = np.where(w_y == 0, LD(0), (1 - smooth) * w_y * -lp_y)
         scale = np.abs(loss)
         if label_smoothing:
-            terms = np.where(s.mask, inside * -lp, LD(0))
+            terms = np.where(s.mask & (inside != 0), inside * -lp, LD(0))
             loss = (loss if label_smoothing < 1 else 0) + share * np.sum(terms, axis=-1)
             scale = scale + share * np.sum(np.abs(terms), axis=-1)
         loss, scale = loss * per_sample, scale * np.abs(per_sample)

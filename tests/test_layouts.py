@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import oracle
 import softlane
 from softlane import _core
 from support import (
     BFLOAT16,
     FLOATS,
+    FUSED,
     INTEGERS,
     LAYOUTS,
     Array,
@@ -72,10 +74,24 @@ FLOAT_ONLY = ("softmax_backward", "log_softmax_backward")
 
 
 def assert_same(got: Any, expected: Any, label: str = "") -> None:
+    """The same bits; from the generic set, which promises accuracy alone, up to 4 ulp of the largest."""
     if not isinstance(expected, tuple):
         got, expected = (got,), (expected,)
     for a, b in zip(got, expected, strict=True):
-        assert_same_bits(a, b, label)
+        if _core.get_isa() in FUSED:
+            assert_same_bits(a, b, label)
+        else:
+            assert_close(np.asarray(a), np.asarray(b), label)
+
+
+def assert_close(a: Array, b: Array, label: str) -> None:
+    a, b = (v if v.dtype == BFLOAT16 else v.astype(v.dtype.newbyteorder("=")) for v in (a, b))
+    assert a.shape == b.shape and a.dtype == b.dtype, f"{label}: {a.shape} {a.dtype}"
+    if a.size:
+        size = np.abs(oracle.wide(b))
+        largest = np.max(size, where=np.isfinite(size), initial=0)
+        error = oracle.ulp_error(a, oracle.wide(b), np.full(b.shape, largest))
+        assert error.max() <= 4, f"{label}: {float(error.max())} ulp of the largest element apart"
 
 
 def sample(dtype: DType, shape: tuple[int, ...]) -> Array:
@@ -239,7 +255,7 @@ def test_out_of_every_layout(isa: str, name: str, dtype: DType, layout: str) -> 
         x = sample(dtype, shape)
         out = LAYOUTS[layout](np.full(shape, 7, dtype))
         assert CALLS[name](x, axis, out=out) is out
-        assert_same_bits(out, CALLS[name](x, axis), f"shape {shape}")
+        assert_same(out, CALLS[name](x, axis), f"shape {shape}")
 
 
 @every_layout
@@ -251,7 +267,7 @@ def test_in_place(isa: str, name: str, dtype: DType, layout: str) -> None:
         expected = CALLS[name](x, axis)
         view = LAYOUTS[layout](x)
         assert CALLS[name](view, axis, out=view) is view
-        assert_same_bits(view, expected, f"shape {shape}")
+        assert_same(view, expected, f"shape {shape}")
 
 
 @every_float
@@ -267,7 +283,7 @@ def test_writes_stay_inside_out(isa: str, dtype: DType) -> None:
             for axis in (0, 1):
                 softlane.softmax(x, axis, out=view)
                 assert (room[outside] == 77).all(), f"n {n}, step {step}, axis {axis}"
-                assert_same_bits(view, softlane.softmax(x, axis))
+                assert_same(view, softlane.softmax(x, axis))
 
 
 @every_float
@@ -276,10 +292,10 @@ def test_out_with_dtype(isa: str, dtype: DType, to: DType) -> None:
     x = sample(dtype, (5, 37))
     out = np.empty(x.shape, to)
     assert softlane.softmax(x, dtype=to, out=out) is out
-    assert_same_bits(out, softlane.softmax(x, dtype=to))
+    assert_same(out, softlane.softmax(x, dtype=to))
     reduced = np.empty(5, to)
     assert softlane.logsumexp(x, dtype=to, out=reduced) is reduced
-    assert_same_bits(reduced, softlane.logsumexp(x, dtype=to))
+    assert_same(reduced, softlane.logsumexp(x, dtype=to))
 
 
 def test_out_for_zero_dimensional_and_empty_results(isa: str) -> None:
@@ -307,7 +323,7 @@ def test_out_may_be_any_writable_buffer(isa: str, kind: str) -> None:
     for name in ELEMENTWISE:
         out = BUFFERS[kind](19)
         assert CALLS[name](x, out=out) is out
-        assert_same_bits(np.asarray(out), CALLS[name](x), name)
+        assert_same(np.asarray(out), CALLS[name](x), name)
 
 
 # Overlap: as if there were none
@@ -335,7 +351,7 @@ def test_output_overlapping_the_input(isa: str, name: str, overlap: str) -> None
             x, out = OVERLAPS[overlap](room)
             expected = CALLS[name](x.copy(), axis)
             assert CALLS[name](x, axis, out=out) is out
-            assert_same_bits(out, expected, f"axis {axis}")
+            assert_same(out, expected, f"axis {axis}")
 
 
 def test_overlap_of_different_dtypes_in_the_same_memory(isa: str) -> None:
@@ -343,7 +359,7 @@ def test_overlap_of_different_dtypes_in_the_same_memory(isa: str) -> None:
     x = room.view(np.float32)[:40]
     x[:] = sample(np.dtype(np.float32), (40,))
     expected = softlane.softmax(x.copy(), dtype=np.float64)
-    assert_same_bits(softlane.softmax(x, dtype=np.float64, out=room[:40]), expected)
+    assert_same(softlane.softmax(x, dtype=np.float64, out=room[:40]), expected)
     targets = np.arange(8) % 5
     room_2 = np.zeros(8 * 5 * 8, np.uint8)
     y = room_2[: 8 * 8].view(np.int64)
@@ -353,8 +369,8 @@ def test_overlap_of_different_dtypes_in_the_same_memory(isa: str) -> None:
     loss_2, grad_2 = softlane.cross_entropy_with_grad(
         logits, y, grad_out=room_2.view(np.float64).reshape(8, 5)
     )
-    assert_same_bits(loss_2, loss)
-    assert_same_bits(grad_2, grad)
+    assert_same(loss_2, loss)
+    assert_same(grad_2, grad)
 
 
 def test_every_output_may_overlap_every_input(isa: str) -> None:
@@ -366,7 +382,7 @@ def test_every_output_may_overlap_every_input(isa: str) -> None:
     mask = room.view(np.bool_)[:, :8]
     mask[...] = rng.random((4, 8)) < 0.7
     expected = softlane.softmax(x, where=mask.copy())
-    assert_same_bits(softlane.softmax(x, where=mask, out=room), expected, "where")
+    assert_same(softlane.softmax(x, where=mask, out=room), expected, "where")
 
     options: dict[str, Any]
     for name in ("weight", "sample_weight"):
@@ -379,22 +395,22 @@ def test_every_output_may_overlap_every_input(isa: str) -> None:
             options = {name: room[2] if name == "weight" else room[:, 3]}
             out = room[::-1] if turn else room
             loss, grad = softlane.cross_entropy_with_grad(x, [0, 1, 2, 3], grad_out=out, **options)
-            assert_same_bits(loss, expected_loss, name)
-            assert_same_bits(grad, expected_grad, name)
+            assert_same(loss, expected_loss, name)
+            assert_same(grad, expected_grad, name)
 
     room = rng.uniform(1, 2, (4, 8))
     expected = softlane.logsumexp(x, b=room.copy())
-    assert_same_bits(softlane.logsumexp(x, b=room, out=room[:, 0]), expected, "b")
+    assert_same(softlane.logsumexp(x, b=room, out=room[:, 0]), expected, "b")
     room = x.copy()
     expected = softlane.logsumexp(room.copy())
-    assert_same_bits(softlane.logsumexp(room, out=room[:, 7]), expected, "logsumexp over x")
+    assert_same(softlane.logsumexp(room, out=room[:, 7]), expected, "logsumexp over x")
     room = x.copy()
     expected = softlane.cross_entropy(room.copy(), [0, 1, 2, 3], reduction="none")
     got = softlane.cross_entropy(room, [0, 1, 2, 3], reduction="none", out=room[:, 1])
-    assert_same_bits(got, expected, "loss over the logits")
+    assert_same(got, expected, "loss over the logits")
     y = np.array([0, 1, 2, 3])
     got = softlane.cross_entropy(x, y, reduction="none", out=y.view(np.float64))
-    assert_same_bits(got, expected, "loss over the targets")
+    assert_same(got, expected, "loss over the targets")
 
 
 # Exporters
@@ -463,7 +479,7 @@ def test_exporters(isa: str, tmp_path: Path) -> None:
                 expected = softlane.cross_entropy(values, targets, reduction="none")
             else:
                 got, expected = call(source), call(values)
-            assert_same_bits(got, expected, f"{name} of {kind}")
+            assert_same(got, expected, f"{name} of {kind}")
             assert type(got) in (np.ndarray, np.float64, np.float32), kind
 
 
@@ -490,7 +506,7 @@ def test_bfloat16_layouts(isa: str) -> None:
     for axis in (0, 1):
         expected = softlane.softmax(wide, axis, dtype=BFLOAT16)
         for layout, view_of in LAYOUTS.items():
-            assert_same_bits(softlane.softmax(view_of(x), axis), expected, layout)
+            assert_same(softlane.softmax(view_of(x), axis), expected, layout)
 
 
 # where
@@ -518,10 +534,10 @@ def test_long_rows_with_where(isa: str) -> None:
     mask = rng_for("where").random(LONG) < 0.5
     for call in (softlane.softmax, softlane.log_softmax, softlane.logsumexp):
         expected = call(x, where=np.broadcast_to(mask, x.shape).copy())
-        assert_same_bits(call(x, where=mask), expected)
-        assert_same_bits(call(np.asfortranarray(x), where=mask), expected)
+        assert_same(call(x, where=mask), expected)
+        assert_same(call(np.asfortranarray(x), where=mask), expected)
         columns = call(x.T.copy(), 0, where=mask[:, None])
-        assert_same_bits(columns.T, expected)
+        assert_same(columns.T, expected)
 
 
 # Shapes, strides and dtypes by hypothesis
@@ -565,7 +581,7 @@ def test_any_view_gives_the_bits_of_its_copy(
     with using(isa):
         for call in (softlane.softmax, softlane.log_softmax, softlane.logsumexp):
             got = call(view, axis, where=where)
-            assert_same_bits(got, call(x, axis, where=where))
+            assert_same(got, call(x, axis, where=where))
         got = softlane.softmax(view, axis)
     assert got.shape == view.shape and got.dtype == elementwise_dtype(x.dtype)
     if x.size and axis != ():
@@ -587,7 +603,7 @@ def test_any_output_gives_the_bits_of_a_new_one(
         else:
             out = np.full(view.shape[::-1], 7, dtype).T
         assert softlane.softmax(view, axis, out=out) is out
-    assert_same_bits(out, expected)
+    assert_same(out, expected)
 
 
 @given(

@@ -24,7 +24,10 @@ FLAGS: dict[str, list[str]] = {
     "neon": [],
 }
 # What the headers all have is the vocabulary; what only some have is their own business.
-OPERATION = re.compile(r"^(?:inline|  static) (?!constexpr)[^=;{(]*?\b([A-Z]\w*)\(", re.MULTILINE)
+OPERATION = re.compile(
+    r"^(?:SOFTLANE_INLINE|  SOFTLANE_INLINE static) (?!constexpr)[^=;{(]*?\b([A-Z]\w*)\(",
+    re.MULTILINE,
+)
 
 Lines = Callable[[str], dict[str, str]]
 

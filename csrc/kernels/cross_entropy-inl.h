@@ -27,10 +27,10 @@ inline Double2<W> SafeMul(Double2<W> factor, Double2<W> x) {
 template <class W>
 struct Sample {
   Stats<W> stats;
-  W target;         // the logit at the target
-  Double2<W> gap;   // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
-  W weight;         // the target's class weight
-  W coef;           // sample weight
+  W target;        // the logit at the target
+  Double2<W> gap;  // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
+  W weight;        // the target's class weight
+  W coef;          // sample weight
 };
 
 // What the samples of a batch share.
@@ -45,8 +45,12 @@ inline LossTerms<W> MakeTerms(const LossBatch& b) {
   const Double2<W> keep = TwoSum(W::Set(1), W::Set(-b.smoothing));
   const Double2<W> spread =
       Div(ToDouble2(W::Set(b.smoothing)), ToDouble2(W::Set(b.smoothing != 0 ? b.classes : 1)));
-  return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)}, keep, spread, W::Set(b.weight_sum),
-          W::Set(b.divisor), b.smoothing != 0};
+  return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)},
+          keep,
+          spread,
+          W::Set(b.weight_sum),
+          W::Set(b.divisor),
+          b.smoothing != 0};
 }
 
 // Differences of logits can overflow where the loss does not, so their sums are kept in a smaller unit.
@@ -58,7 +62,8 @@ constexpr double kGapScale = 0x1p-64;
 template <class W>
 inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
   const W one = W::Set(1), far = W::Set(0x1p900);
-  const auto huge = Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
+  const auto huge =
+      Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
   const W unit = IfThenElse(huge, W::Set(kGapScale), one);
   const W gap_unit = IfThenElse(huge, one, W::Set(1 / kGapScale));
   Double2<W> log_sum = s.stats.LogSum();
@@ -87,7 +92,7 @@ inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
 template <class W>
 struct GradTerms {
   Double2<W> prob, sum;  // g + share·w = prob·exp/sum
-  W share;               // spread·coef/T
+  Double2<W> share;      // spread·coef/T
   W at_target;
 };
 template <class W>
@@ -98,10 +103,10 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
       Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
   const Double2<W> hit = Mul(Mul(terms.keep, ToDouble2(s.weight)), coef);
   const Double2<W> share = Mul(terms.spread, coef);
-  const Double2<W> prob =
-      terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
+  const Double2<W> prob = terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
   const auto is_max = Eq(s.target, s.stats.max);
-  const Double2<W> rest = Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
+  const Double2<W> rest =
+      Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
   const Double2<W> others = {IfThenElse(is_max, s.stats.others.hi, rest.hi),
                              IfThenElse(is_max, s.stats.others.lo, rest.lo)};
   // A large weight could overflow before the division, a small quotient would lose digits after it.
@@ -111,12 +116,12 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   W at_target = Sub(W::Set(0), IfThenElse(large, Add(ratio.hi, ratio.lo), quotient));
   if (terms.smooth) {
     const Double2<W> p = Div(target_exp, total);
-    const Double2<W> smooth = Mul(share, Add(Mul(p, ToDouble2(terms.weight_sum)),
-                                             ToDouble2(Sub(W::Set(0), s.weight))));
+    const Double2<W> smooth =
+        Mul(share, Add(Mul(p, ToDouble2(terms.weight_sum)), ToDouble2(Sub(W::Set(0), s.weight))));
     const Double2<W> all = Add(ToDouble2(at_target), smooth);
     at_target = Add(all.hi, all.lo);
   }
-  return {prob, total, share.hi, at_target};
+  return {prob, total, share, at_target};
 }
 
 // Σ w·(max - x)·kGapScale over lanes, with its rounding errors. A class of weight 0 has no part,
@@ -138,6 +143,29 @@ struct GapSum {
 };
 inline Double2<F64> SumLanes(Double2<D16> x) {
   return SumLanes(AddLanes(Double2<F64>{x.hi.a, x.lo.a}, Double2<F64>{x.hi.b, x.lo.b}));
+}
+
+// prob·p - pull for an exp e, rounded once beside the rounding of e itself.
+template <class V>
+SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, V e, Double2<Wide<V>> pull) {
+  using W = Wide<V>;
+  const W zero = W::Set(0);
+  if constexpr (Factor<V>::kFloat) {
+    const W down = W::Set(PowerOfTwo(-static_cast<int>(Factor<V>::Format::kSpare)));
+    const auto live = Lt(V::Set(static_cast<float>(Factor<V>::kLeast)), e);
+    const V exps = IfThenElse(live, e, Mul(V::Set(0), factor.hi));  // NaN in a row of NaN
+    return Narrow(Sub(Mul(Mul(Widen(exps), down), factor.coef.hi), pull.hi),
+                  static_cast<V*>(nullptr));
+  } else {
+    const V y = Add(MulAddExact(e, factor.hi, Sub(zero, pull.hi)), MulSub(e, factor.lo, pull.lo));
+    const auto rare = Lt(e, factor.small);
+    return AnyTrue(rare) ? IfThenElse(rare, Sub(factor.Small(e), pull.hi), y) : y;
+  }
+}
+template <class W>
+SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, W weight) {
+  const W p = Mul(share.hi, weight);
+  return {p, MulAdd(share.lo, weight, MulSub(share.hi, weight, p))};
 }
 
 // The class weights [start, start + count) of the row at hand; null where all are 1.
@@ -184,7 +212,8 @@ inline Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
 }
 
 template <class T>
-inline void FillRow(T* out, size_t n, const ChunkIo* io, int operand, typename Vec<T>::Scalar value) {
+inline void FillRow(T* out, size_t n, const ChunkIo* io, int operand,
+                    typename Vec<T>::Scalar value) {
   using V = Vec<T>;
   const auto fill = [&](T* p, size_t count) {
     for (size_t i = 0; i < count; i += V::kLanes) {
@@ -223,12 +252,13 @@ inline double WeightOf(const LossBatch& b, size_t i) {
 // Writes the gradient of a row from its kept exps, or from the logits again.
 template <class T>
 inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Vec<T>::Scalar* kept,
-                      const ExpReference<Vec<T>>& ref, const GradTerms<F64>& terms, bool smooth,
+                      const ExpReference<Vec<T>>& ref, const GradTerms<ND>& terms, bool smooth,
                       size_t target) {
   using V = Vec<T>;
   using W = Wide<V>;
-  const Factor<V> factor = MakeFactor<V>(Broadcast<V>(terms.prob), Broadcast<V>(terms.sum));
-  const double share = FirstLane(terms.share);
+  const Factor<V> factor =
+      MakeFactor<ForAll<V>>(terms.prob, Div(ND::Set(1), terms.prob.hi), terms.sum);
+  const Double2<W> share = {W::Set(FirstLane(terms.share.hi)), W::Set(FirstLane(terms.share.lo))};
   const auto at_target = V::Set(static_cast<typename V::Scalar>(FirstLane(terms.at_target)));
   const auto write = [&](const auto* p, auto exp_of, T* to, size_t start, size_t chunk) {
     const double* weight = smooth ? RowWeights(b, start, chunk) : nullptr;
@@ -237,9 +267,7 @@ inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Ve
     } else {
       MapRow<V>(p, to, chunk, [&](size_t i, V v) {
         const int count = static_cast<int>(Min(V::kLanes, chunk - i));
-        const W pull = Mul(W::Set(share), LoadWeights<W>(weight, i, count));
-        V* tag = nullptr;
-        return Sub(factor(exp_of(v)), Narrow(pull, tag));
+        return Smoothed(factor, exp_of(v), PullOf(share, LoadWeights<W>(weight, i, count)));
       });
     }
     if (target - start < chunk) StoreN(at_target, to + (target - start), 1);
@@ -255,10 +283,85 @@ inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Ve
   });
 }
 
+template <class P, class Out>
+inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out) {
+  using T = typename P::T;
+  using V = Vec<T>;
+  using W = Wide<V>;
+  using Scalar = typename V::Scalar;
+  constexpr int kLanes = V::kLanes;
+  const LossTerms<W> terms = MakeTerms<W>(b);
+  bool ignored[kLanes] = {};
+  size_t target[kLanes] = {};
+  Scalar logit[kLanes] = {};
+  double weight[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
+  for (int c = 0; c < panel.columns; ++c) {
+    const size_t sample = first + static_cast<size_t>(c);
+    ignored[c] = Ignored(b, sample);
+    if (ignored[c]) continue;
+    target[c] = static_cast<size_t>(b.targets[sample]);
+    logit[c] = LoadOne(Step<const T>(panel.x, target[c], panel.stride) + c);
+    weight[c] = WeightOf(b, target[c]);
+    coef[c] = b.coef[sample];
+  }
+  const V max = PanelMax(panel, b.n);
+  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
+  Sample<W> sample;
+  sample.target = Widen(V::Load(logit));
+  sample.weight = W::Load(weight);
+  sample.coef = W::Load(coef);
+  sample.gap = ToDouble2(W::Set(0));
+  if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
+  const auto kept = KeepPanel(out, b.n, b.scratch);
+  sample.stats.max = Widen(max);
+  sample.stats.top = Widen(Exp(max, ref));
+  sample.stats.others =
+      b.grad == nullptr ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
+                        : PanelSum<true>(panel, b.n, max, ref,
+                                         [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+  sample.stats.template DropFloor<V>(b.n);
+  Store(SampleLoss(sample, terms), loss);
+  for (int c = 0; c < panel.columns; ++c) {
+    b.loss[first + static_cast<size_t>(c)] = ignored[c] ? 0 : loss[c];
+  }
+  if (b.grad == nullptr) return;
+  const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
+  const Factor<V> factor =
+      MakeFactor<ByLane<V>>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum);
+  V* tag = nullptr;
+  Scalar live[kLanes];
+  for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
+  const auto is_live = Eq(V::Load(live), V::Set(1));
+  for (size_t i = 0; i < b.n; ++i) {
+    const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
+    const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
+    const V g = terms.smooth ? Smoothed(factor, e, PullOf(grads.share, weight_here)) : factor(e);
+    out.Store(i, IfThenElseZero(is_live, g));
+  }
+  Scalar at_target[kLanes];
+  Store(Narrow(grads.at_target, tag), at_target);
+  for (int c = 0; c < panel.columns; ++c) {
+    if (!ignored[c]) StoreN(V::Set(at_target[c]), Step<T>(out.out, target[c], out.stride) + c, 1);
+  }
+}
+
+template <class T>
+void CrossEntropyCols(const LossBatch& b) {
+  ForPanels<T>(
+      b.x, b.x_stride, b.grad, b.grad_stride, b.count,
+      [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
+}
+
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
-  const LossTerms<F64> terms = MakeTerms<F64>(b);
+  if (AreShort(b.count, b.n, b.chunked)) {
+    ForTiles<T>(
+        b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
+        [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
+    return;
+  }
+  const LossTerms<ND> terms = MakeTerms<ND>(b);
   for (size_t row = 0; row < b.count; ++row) {
     const T* x = Step<const T>(b.x, row, b.x_stride);
     T* grad = b.grad == nullptr ? nullptr : Step<T>(b.grad, row, b.grad_stride);
@@ -271,88 +374,22 @@ void CrossEntropyRows(const LossBatch& b) {
     // Read before the exps overwrite a gradient that lies over its logits.
     const double target_logit = ElementOf(b, x, target);
     auto* kept = b.grad == nullptr ? nullptr : ExpBuffer(grad, b.n, b.chunked, b.scratch);
-    Sample<F64> sample;
-    sample.target = F64::Set(target_logit);
-    sample.weight = F64::Set(WeightOf(b, target));
-    sample.coef = F64::Set(b.coef[row]);
-    sample.gap = ToDouble2(F64::Set(0));
+    Sample<ND> sample;
+    sample.target = ND::Set(target_logit);
+    sample.weight = ND::Set(WeightOf(b, target));
+    sample.coef = ND::Set(b.coef[row]);
+    sample.gap = ToDouble2(ND::Set(0));
     if (terms.smooth) {
-      sample.gap = RowGap(b, x, static_cast<double>(RowMax(x, b.n, b.chunked)));
+      sample.gap = ForAll<V>::Collect(RowGap(b, x, static_cast<double>(RowMax(x, b.n, b.chunked))));
     }
     const RowResult<T> result = RowStats<T>(x, b.n, b.chunked, b.scale, kept);
     sample.stats = result.stats;
     b.loss[row] = FirstLane(SampleLoss(sample, terms));
     if (b.grad == nullptr) continue;
     const auto logit = V::Set(static_cast<typename V::Scalar>(target_logit));
-    const auto exp = Widen(Exp(logit, result.ref));
-    const Double2<F64> target_exp = {F64::Set(FirstLane(exp.hi)), F64::Set(FirstLane(exp.lo))};
-    const GradTerms<F64> grads = SampleGrad(sample, target_exp, terms);
+    const GradTerms<ND> grads = SampleGrad(sample, ForAll<V>::Parts(Exp(logit, result.ref)), terms);
     WriteGrad(b, x, grad, kept, result.ref, grads, terms.smooth, target);
   }
-}
-
-template <class T>
-void CrossEntropyCols(const LossBatch& b) {
-  using V = Vec<T>;
-  using W = Wide<V>;
-  using Scalar = typename V::Scalar;
-  constexpr int kLanes = V::kLanes;
-  const LossTerms<W> terms = MakeTerms<W>(b);
-  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, [&](size_t first, auto panel,
-                                                                    auto out) {
-    bool ignored[kLanes] = {};
-    size_t target[kLanes] = {};
-    Scalar logit[kLanes] = {};
-    double weight[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
-    for (int c = 0; c < panel.columns; ++c) {
-      const size_t sample = first + static_cast<size_t>(c);
-      ignored[c] = Ignored(b, sample);
-      if (ignored[c]) continue;
-      target[c] = static_cast<size_t>(b.targets[sample]);
-      logit[c] = LoadOne(Step<const T>(panel.x, target[c], panel.stride) + c);
-      weight[c] = WeightOf(b, target[c]);
-      coef[c] = b.coef[sample];
-    }
-    const V max = PanelMax(panel, b.n);
-    const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
-    Sample<W> sample;
-    sample.target = Widen(V::Load(logit));
-    sample.weight = W::Load(weight);
-    sample.coef = W::Load(coef);
-    sample.gap = ToDouble2(W::Set(0));
-    if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
-    const auto kept = KeepPanel(out, b.n, b.scratch);
-    sample.stats.max = Widen(max);
-    sample.stats.top = Widen(Exp(max, ref));
-    sample.stats.others =
-        b.grad == nullptr
-            ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
-            : PanelSum<true>(panel, b.n, max, ref,
-                             [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
-    Store(SampleLoss(sample, terms), loss);
-    for (int c = 0; c < panel.columns; ++c) {
-      b.loss[first + static_cast<size_t>(c)] = ignored[c] ? 0 : loss[c];
-    }
-    if (b.grad == nullptr) return;
-    const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
-    const Factor<V> factor = MakeFactor<V>(grads.prob, grads.sum);
-    V* tag = nullptr;
-    Scalar live[kLanes];
-    for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
-    const auto is_live = Eq(V::Load(live), V::Set(1));
-    for (size_t i = 0; i < b.n; ++i) {
-      V g = factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref)));
-      if (terms.smooth) {
-        g = Sub(g, Narrow(Mul(grads.share, W::Set(b.weight == nullptr ? 1.0 : b.weight[i])), tag));
-      }
-      out.Store(i, IfThenElseZero(is_live, g));
-    }
-    Scalar at_target[kLanes];
-    Store(Narrow(grads.at_target, tag), at_target);
-    for (int c = 0; c < panel.columns; ++c) {
-      if (!ignored[c]) StoreN(V::Set(at_target[c]), Step<T>(out.out, target[c], out.stride) + c, 1);
-    }
-  });
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -370,8 +407,8 @@ inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
   for (size_t start = 0; start < b.n; start += io.chunk) {
     const size_t count = Min(io.chunk, b.n - start);
     T* grad = static_cast<T*>(io.fetch(io.context, 0, start, count));
-    f(static_cast<const T*>(grad), static_cast<const T*>(io.fetch(io.context, 1, start, count)), grad,
-      count);
+    f(static_cast<const T*>(grad), static_cast<const T*>(io.fetch(io.context, 1, start, count)),
+      grad, count);
     if (writes) io.put(io.context, 2, start, count);
   }
 }
@@ -450,8 +487,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
           const Double2<W> down = TwoProd(lifted, dot.hi);
           const Double2<W> up = TwoProd(lifted, gv);
           const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
-          const Double2<W> all =
-              Add(up, Double2<W>{Sub(zero, down.hi), Sub(zero, down.lo)});
+          const Double2<W> all = Add(up, Double2<W>{Sub(zero, down.hi), Sub(zero, down.lo)});
           r = IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
         }
         StoreN(Narrow(IfThenElse(Eq(yv, zero), zero, r), tag), out + i, m);
@@ -485,8 +521,8 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     const Scalar limit = sizeof(Scalar) == 4 ? 250 : 2500;
     const Scalar max = MaxLane(top) < limit ? MaxLane(top) : limit;
     const ExpReference<V> ref = MakeReference(V::Set(max), k);
-    const double n = static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare -
-                                         FirstLane(ref.magic));
+    const double n =
+        static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic));
     const Double2<F64> pair = sum.Total();
     const double total = FirstLane(pair.hi);
     const bool ordinary = total - total == 0 && total != 0;
@@ -495,8 +531,8 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     // What the low part is worth beside the mantissa.
     const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
     // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
-    double shift = FirstLane(parts.exponent) + n - static_cast<double>(Format::kSpare) +
-                   (unit == 1 ? 0 : 64);
+    double shift =
+        FirstLane(parts.exponent) + n - static_cast<double>(Format::kSpare) + (unit == 1 ? 0 : 64);
     shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
     const PowerScale<W> rescale(static_cast<int>(shift));
     const PowerScale<W> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));

@@ -11,24 +11,24 @@ struct Double2 {
 
 // s + err = a + b exactly (Knuth).
 template <class W>
-inline Double2<W> TwoSum(W a, W b) {
+SOFTLANE_INLINE Double2<W> TwoSum(W a, W b) {
   const W s = Add(a, b);
   const W b_part = Sub(s, a);
   return {s, Add(Sub(a, Sub(s, b_part)), Sub(b, b_part))};
 }
 // The same for |a| >= |b| or a == 0 (Dekker).
 template <class W>
-inline Double2<W> FastTwoSum(W a, W b) {
+SOFTLANE_INLINE Double2<W> FastTwoSum(W a, W b) {
   const W s = Add(a, b);
   return {s, Sub(b, Sub(s, a))};
 }
 template <class W>
-inline Double2<W> TwoProd(W a, W b) {
+SOFTLANE_INLINE Double2<W> TwoProd(W a, W b) {
   const W p = Mul(a, b);
   return {p, MulSub(a, b, p)};
 }
 template <class W>
-inline Double2<W> ToDouble2(W x) {
+SOFTLANE_INLINE Double2<W> ToDouble2(W x) {
   return {x, W::Set(0)};
 }
 template <class W>
@@ -43,10 +43,12 @@ inline Double2<W> Mul(Double2<W> a, Double2<W> b) {
 }
 template <class W>
 inline Double2<W> Div(Double2<W> a, Double2<W> b) {
-  const W q = Div(a.hi, b.hi);
+  // One division: what the rounded quotient leaves is divided by a multiplication.
+  const W inverse = Div(W::Set(1), b.hi);
+  const W q = Mul(a.hi, inverse);
   const Double2<W> p = TwoProd(q, b.hi);
   const W rest = Sub(Add(Sub(Sub(a.hi, p.hi), p.lo), a.lo), Mul(q, b.lo));
-  return FastTwoSum(q, Div(rest, b.hi));
+  return FastTwoSum(q, Mul(rest, inverse));
 }
 // An infinite (or NaN) hi makes the error terms NaN: they are dropped.
 template <class W>
@@ -111,9 +113,9 @@ inline ExpFactor<V> UnitFactor() {
 template <class V>
 struct ExpReference {
   ExpFactor<V> k;
-  V shift;   // subtracted from x first: 0, or the maximum
-  V magic;   // rounds to eighths and carries the exponent bias, kSpare and -N
-  V floor;   // smaller x count as this one: 2^-126 (float) is the smallest factor
+  V shift;  // subtracted from x first: 0, or the maximum
+  V magic;  // rounds to eighths and carries the exponent bias, kSpare and -N
+  V floor;  // smaller x count as this one: 2^-126 (float) is the smallest factor
 };
 
 // exp as the product scale * (1 + z): scale is 2^(q/8) rounded, |z| < 0.045.
@@ -141,7 +143,7 @@ inline ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
 
 // w(r) of 2^r - 1 = r·w(r), as w[0] + r * tail.
 template <class V>
-inline V Exp2Tail(V r) {
+SOFTLANE_INLINE V Exp2Tail(V r) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
     V w = MulAdd(r, V::Set(kExp2F[3]), V::Set(kExp2F[2]));
     return MulAdd(r, w, V::Set(kExp2F[1]));
@@ -155,31 +157,31 @@ inline V Exp2Tail(V r) {
   }
 }
 template <class V>
-inline V Exp2Poly(V r) {
+SOFTLANE_INLINE V Exp2Poly(V r) {
   constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
-  return MulAdd(r, Exp2Tail(r), V::Set(static_cast<typename V::Scalar>(kFloat ? kExp2F[0] : kExp2D[0])));
+  return MulAdd(r, Exp2Tail(r),
+                V::Set(static_cast<typename V::Scalar>(kFloat ? kExp2F[0] : kExp2D[0])));
 }
 
 // exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u relative
 // (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
 // 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
 template <class V>
-inline ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
+SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;
   x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
   const V t = MulAdd(x, ref.k.hi, ref.magic);
   const V n = Sub(t, ref.magic);
-  V r = MulAddExact(x, ref.k.hi, Sub(V::Set(0), n));
+  V r = MulSub(x, ref.k.hi, n);
   r = MulAdd(x, ref.k.lo, r);
   const auto bits = BitsOf(t);
   ExpParts<V> e;
-  e.scale =
-      FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
+  e.scale = FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
   e.z = MulAdd(r, Exp2Poly(r), Lookup8(Format::kDelta, bits));
   return e;
 }
 template <class V>
-inline V Value(ExpParts<V> e) {
+SOFTLANE_INLINE V Value(ExpParts<V> e) {
   return MulAddExact(e.z, e.scale, e.scale);
 }
 
@@ -206,8 +208,8 @@ inline Decomposed<W> Decompose(W b) {
   const auto bits = BitsOf(scaled);
   const auto biased = And(ShiftRight<52>(bits), I::Set(0x7ff));
   const W exponent = Sub(FromBits(Add(biased, I::Set(0x4330000000000000))), W::Set(0x1p52 + 1023));
-  const auto mantissa = Or(And(bits, I::Set(INT64_C(-0x7ff0000000000001))),
-                           I::Set(INT64_C(0x3ff0000000000000)));
+  const auto mantissa =
+      Or(And(bits, I::Set(INT64_C(-0x7ff0000000000001))), I::Set(INT64_C(0x3ff0000000000000)));
   return {FromBits(mantissa), Sub(exponent, IfThenElseZero(small, W::Set(200)))};
 }
 
@@ -295,7 +297,6 @@ inline Double2<W> Log1p(Double2<W> x) {
   u.lo = Add(u.lo, x.lo);
   return Log(u);
 }
-
 
 // ---- elementary functions over arrays, for the tests of their accuracy ---------------------------
 

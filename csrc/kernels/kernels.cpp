@@ -44,8 +44,7 @@ namespace {
 #include "kernels/softmax-inl.h"
 #include "kernels/cross_entropy-inl.h"
 
-#define SOFTLANE_STORAGES(Kernel) \
-  { Kernel<float>, Kernel<double>, Kernel<Float16>, Kernel<BFloat16> }
+#define SOFTLANE_STORAGES(Kernel) {Kernel<float>, Kernel<double>, Kernel<Float16>, Kernel<BFloat16>}
 
 const KernelTable kTable = {
     SOFTLANE_NAME(SOFTLANE_ISA),

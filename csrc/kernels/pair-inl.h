@@ -3,6 +3,18 @@
 // all instruction sets the same lanes, and so the same order of summation.
 #pragma once
 
+// The building blocks of the inner loops must not become calls, which pass vectors through memory; the
+// rare paths beside them must not grow the loops.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define SOFTLANE_INLINE __forceinline
+#define SOFTLANE_LAMBDA
+#define SOFTLANE_RARE __declspec(noinline)
+#else
+#define SOFTLANE_INLINE inline __attribute__((always_inline))
+#define SOFTLANE_LAMBDA __attribute__((always_inline))
+#define SOFTLANE_RARE __attribute__((noinline, cold))
+#endif
+
 struct Float16 {
   uint16_t bits;
 };
@@ -25,16 +37,16 @@ struct Pair {
   static constexpr int kHalf = H::kLanes;
   static constexpr int kLanes = 2 * kHalf;
   H a, b;
-  static Pair Set(Scalar x) { return {H::Set(x), H::Set(x)}; }
+  SOFTLANE_INLINE static Pair Set(Scalar x) { return {H::Set(x), H::Set(x)}; }
   template <class T>
-  static Pair Load(const T* p) {
+  SOFTLANE_INLINE static Pair Load(const T* p) {
     return {H::Load(p), H::Load(p + kHalf)};
   }
   template <class T>
-  static Pair LoadN(const T* p, int n, Scalar fill) {
+  SOFTLANE_INLINE static Pair LoadN(const T* p, int n, Scalar fill) {
     return {H::LoadN(p, n, fill), n > kHalf ? H::LoadN(p + kHalf, n - kHalf, fill) : H::Set(fill)};
   }
-  static Mask FirstN(int n) { return {H::FirstN(n), H::FirstN(n - kHalf)}; }
+  SOFTLANE_INLINE static Mask FirstN(int n) { return {H::FirstN(n), H::FirstN(n - kHalf)}; }
 };
 
 // Integer vectors lift without Load and Mask.
@@ -43,7 +55,7 @@ struct PairInt {
   static constexpr int kLanes = 2 * I::kLanes;
   I a, b;
   template <class T>
-  static PairInt Set(T x) {
+  SOFTLANE_INLINE static PairInt Set(T x) {
     return {I::Set(x), I::Set(x)};
   }
 };
@@ -59,40 +71,40 @@ struct BitsType<Pair<H>> {
 template <class V>
 using BitsVec = typename BitsType<V>::Type;
 
-#define SOFTLANE_LIFT_1(Op)                       \
-  template <class H>                              \
-  inline Pair<H> Op(Pair<H> x) {                  \
-    return {Op(x.a), Op(x.b)};                    \
+#define SOFTLANE_LIFT_1(Op)               \
+  template <class H>                      \
+  SOFTLANE_INLINE Pair<H> Op(Pair<H> x) { \
+    return {Op(x.a), Op(x.b)};            \
   }
-#define SOFTLANE_LIFT_2(Op)                       \
-  template <class H>                              \
-  inline Pair<H> Op(Pair<H> x, Pair<H> y) {       \
-    return {Op(x.a, y.a), Op(x.b, y.b)};          \
+#define SOFTLANE_LIFT_2(Op)                          \
+  template <class H>                                 \
+  SOFTLANE_INLINE Pair<H> Op(Pair<H> x, Pair<H> y) { \
+    return {Op(x.a, y.a), Op(x.b, y.b)};             \
   }
-#define SOFTLANE_LIFT_3(Op)                                 \
-  template <class H>                                        \
-  inline Pair<H> Op(Pair<H> x, Pair<H> y, Pair<H> z) {      \
-    return {Op(x.a, y.a, z.a), Op(x.b, y.b, z.b)};          \
+#define SOFTLANE_LIFT_3(Op)                                     \
+  template <class H>                                            \
+  SOFTLANE_INLINE Pair<H> Op(Pair<H> x, Pair<H> y, Pair<H> z) { \
+    return {Op(x.a, y.a, z.a), Op(x.b, y.b, z.b)};              \
   }
-#define SOFTLANE_LIFT_COMPARE(Op)                                         \
-  template <class H>                                                      \
-  inline PairMask<typename H::Mask> Op(Pair<H> x, Pair<H> y) {            \
-    return {Op(x.a, y.a), Op(x.b, y.b)};                                  \
+#define SOFTLANE_LIFT_COMPARE(Op)                                       \
+  template <class H>                                                    \
+  SOFTLANE_INLINE PairMask<typename H::Mask> Op(Pair<H> x, Pair<H> y) { \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                                \
   }
-#define SOFTLANE_LIFT_MASK(Op)                                      \
-  template <class M>                                                \
-  inline PairMask<M> Op(PairMask<M> x, PairMask<M> y) {             \
-    return {Op(x.a, y.a), Op(x.b, y.b)};                            \
+#define SOFTLANE_LIFT_MASK(Op)                                   \
+  template <class M>                                             \
+  SOFTLANE_INLINE PairMask<M> Op(PairMask<M> x, PairMask<M> y) { \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                         \
   }
-#define SOFTLANE_LIFT_INT(Op)                               \
-  template <class I>                                        \
-  inline PairInt<I> Op(PairInt<I> x, PairInt<I> y) {        \
-    return {Op(x.a, y.a), Op(x.b, y.b)};                    \
+#define SOFTLANE_LIFT_INT(Op)                                 \
+  template <class I>                                          \
+  SOFTLANE_INLINE PairInt<I> Op(PairInt<I> x, PairInt<I> y) { \
+    return {Op(x.a, y.a), Op(x.b, y.b)};                      \
   }
-#define SOFTLANE_LIFT_SHIFT(Op)                             \
-  template <int kBits, class I>                             \
-  inline PairInt<I> Op(PairInt<I> x) {                      \
-    return {Op<kBits>(x.a), Op<kBits>(x.b)};                \
+#define SOFTLANE_LIFT_SHIFT(Op)                 \
+  template <int kBits, class I>                 \
+  SOFTLANE_INLINE PairInt<I> Op(PairInt<I> x) { \
+    return {Op<kBits>(x.a), Op<kBits>(x.b)};    \
   }
 
 SOFTLANE_LIFT_1(Abs)
@@ -127,73 +139,86 @@ SOFTLANE_LIFT_SHIFT(ShiftRight)
 
 // Two halves side by side, whichever kind they are: an integer half is one without a Mask.
 template <class H, class = typename H::Mask>
-inline Pair<H> Join(H a, H b) {
+SOFTLANE_INLINE Pair<H> Join(H a, H b) {
   return {a, b};
 }
 template <class I, class... None>
-inline PairInt<I> Join(I a, I b, None...) {
+SOFTLANE_INLINE PairInt<I> Join(I a, I b, None...) {
   return {a, b};
 }
 
 template <class H>
-inline PairMask<typename H::Mask> IsNaN(Pair<H> x) {
+SOFTLANE_INLINE PairMask<typename H::Mask> IsNaN(Pair<H> x) {
   return {IsNaN(x.a), IsNaN(x.b)};
 }
 template <class H>
-inline Pair<H> IfThenElse(PairMask<typename H::Mask> m, Pair<H> x, Pair<H> y) {
+SOFTLANE_INLINE Pair<H> IfThenElse(PairMask<typename H::Mask> m, Pair<H> x, Pair<H> y) {
   return {IfThenElse(m.a, x.a, y.a), IfThenElse(m.b, x.b, y.b)};
 }
 template <class H>
-inline Pair<H> IfThenElseZero(PairMask<typename H::Mask> m, Pair<H> x) {
+SOFTLANE_INLINE Pair<H> IfThenElseZero(PairMask<typename H::Mask> m, Pair<H> x) {
   return {IfThenElseZero(m.a, x.a), IfThenElseZero(m.b, x.b)};
 }
 template <class M>
-inline bool AnyTrue(PairMask<M> m) {
+SOFTLANE_INLINE bool AnyTrue(PairMask<M> m) {
   return AnyTrue(Or(m.a, m.b));
 }
 template <class H>
-inline PairInt<typename BitsType<H>::Type> BitsOf(Pair<H> x) {
+SOFTLANE_INLINE PairInt<typename BitsType<H>::Type> BitsOf(Pair<H> x) {
   return {BitsOf(x.a), BitsOf(x.b)};
 }
 template <class I>
-inline auto FromBits(PairInt<I> x) -> Pair<decltype(FromBits(x.a))> {
+SOFTLANE_INLINE auto FromBits(PairInt<I> x) -> Pair<decltype(FromBits(x.a))> {
   return {FromBits(x.a), FromBits(x.b)};
 }
 template <class T, class I>
-inline auto Lookup8(const T* table, PairInt<I> index) {
+SOFTLANE_INLINE auto Lookup8(const T* table, PairInt<I> index) {
   return Join(Lookup8(table, index.a), Lookup8(table, index.b));
 }
 
 template <class H>
-inline auto Promote(Pair<H> x) -> Pair<decltype(Promote(x.a))> {
+SOFTLANE_INLINE auto Promote(Pair<H> x) -> Pair<decltype(Promote(x.a))> {
   return {Promote(x.a), Promote(x.b)};
 }
 template <class H>
-inline auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
+SOFTLANE_INLINE auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
   return {Demote(x.a), Demote(x.b)};
 }
 
 // Lane i gets lane i ^ kDistance.
 template <int kDistance, class H>
-inline Pair<H> SwapLanes(Pair<H> x) {
+SOFTLANE_INLINE Pair<H> SwapLanes(Pair<H> x) {
   if constexpr (kDistance == H::kLanes) {
     return {x.b, x.a};
   } else {
     return {SwapLanes<kDistance>(x.a), SwapLanes<kDistance>(x.b)};
   }
 }
+// A step of a transposition: a keeps its lanes i with i & kDistance == 0 and gets b's lane i - kDistance
+// in the others; b gets a's lane i + kDistance in the first kind and keeps the others.
+template <int kDistance, class H>
+SOFTLANE_INLINE void Exchange(Pair<H>& a, Pair<H>& b) {
+  if constexpr (kDistance == H::kLanes) {
+    const H moved = a.b;
+    a.b = b.a;
+    b.a = moved;
+  } else {
+    Exchange<kDistance>(a.a, b.a);
+    Exchange<kDistance>(a.b, b.b);
+  }
+}
 template <class H>
-inline typename H::Scalar FirstLane(Pair<H> x) {
+SOFTLANE_INLINE typename H::Scalar FirstLane(Pair<H> x) {
   return FirstLane(x.a);
 }
 
 template <class H, class T>
-inline void Store(Pair<H> x, T* p) {
+SOFTLANE_INLINE void Store(Pair<H> x, T* p) {
   Store(x.a, p);
   Store(x.b, p + H::kLanes);
 }
 template <class H, class T>
-inline void StoreN(Pair<H> x, T* p, int n) {
+SOFTLANE_INLINE void StoreN(Pair<H> x, T* p, int n) {
   StoreN(x.a, p, n);
   if (n > H::kLanes) StoreN(x.b, p + H::kLanes, n - H::kLanes);
 }

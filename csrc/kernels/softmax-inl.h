@@ -43,10 +43,10 @@ struct WideOf<F64> {
 template <class V>
 using Wide = typename WideOf<V>::Type;
 
-inline D16 Widen(F32 x) { return Promote(x); }
-inline F64 Widen(F64 x) { return x; }
-inline F32 Narrow(D16 x, F32*) { return Demote(x); }
-inline F64 Narrow(F64 x, F64*) { return x; }
+SOFTLANE_INLINE D16 Widen(F32 x) { return Promote(x); }
+SOFTLANE_INLINE F64 Widen(F64 x) { return x; }
+SOFTLANE_INLINE F32 Narrow(D16 x, F32*) { return Demote(x); }
+SOFTLANE_INLINE F64 Narrow(F64 x, F64*) { return x; }
 
 // ---- sums of exp --------------------------------------------------------------------------------
 
@@ -59,11 +59,11 @@ template <>
 struct ExpSum<F32> {
   D16 sum = D16::Set(0);
   F32 part = F32::Set(0);
-  void Add(ExpParts<F32> e) {
+  SOFTLANE_INLINE void Add(ExpParts<F32> e) {
     sum = softlane::SOFTLANE_ISA::Add(sum, Promote(e.scale));
     part = MulAdd(e.z, e.scale, part);
   }
-  void Flush() {
+  SOFTLANE_INLINE void Flush() {
     sum = softlane::SOFTLANE_ISA::Add(sum, Promote(part));
     part = F32::Set(0);
   }
@@ -72,12 +72,12 @@ struct ExpSum<F32> {
 template <>
 struct ExpSum<F64> {
   F64 sum = F64::Set(0), part = F64::Set(0), error = F64::Set(0);
-  void Add(ExpParts<F64> e) {
+  SOFTLANE_INLINE void Add(ExpParts<F64> e) {
     const Double2<F64> s = TwoSum(sum, e.scale);
     sum = s.hi;
     part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, e.scale, part), s.lo);
   }
-  void Flush() {
+  SOFTLANE_INLINE void Flush() {
     const Double2<F64> s = TwoSum(sum, part);
     sum = s.hi;
     error = softlane::SOFTLANE_ISA::Add(error, s.lo);
@@ -131,6 +131,16 @@ template <class W>
 struct Stats {
   W max;
   Double2<W> others, top;
+  // Elements at the floor of Exp are worth nothing, but add 2^-126 (2^-1022) each to the sum; where it
+  // may consist of them alone it is nothing.
+  template <class V>
+  void DropFloor(size_t n) {
+    const double most =
+        static_cast<double>(n) * (sizeof(typename V::Scalar) == 4 ? 0x1p-123 : 0x1p-1018);
+    const auto real = Lt(W::Set(most), others.hi);
+    const auto keep = Or(real, IsNaN(others.hi));
+    others = {IfThenElseZero(keep, others.hi), IfThenElseZero(keep, others.lo)};
+  }
   Double2<W> Sum() const { return Add(others, top); }
   // log(Σ exp(x - max)); where it is tiny it is others / top, subnormal perhaps and rounded once.
   Double2<W> LogSum() const {
@@ -138,8 +148,7 @@ struct Stats {
     const Double2<W> log = Log1p(ratio);
     const auto tiny = Lt(ratio.hi, W::Set(0x1p-900));
     if (!AnyTrue(tiny)) return log;
-    return {IfThenElse(tiny, Quotient(others, top), log.hi),
-            IfThenElse(tiny, W::Set(0), log.lo)};
+    return {IfThenElse(tiny, Quotient(others, top), log.hi), IfThenElse(tiny, W::Set(0), log.lo)};
   }
 };
 
@@ -164,16 +173,14 @@ struct Factor {
   Double2<W> coef;  // hi + lo without the 2^-kSpare
   V hi, lo, small;
 
-  V operator()(V e) const {
+  SOFTLANE_INLINE V operator()(V e) const {
     const V y = MulAddExact(e, hi, Mul(e, lo));
     const auto rare = Lt(e, small);
     return AnyTrue(rare) ? IfThenElse(rare, Small(e), y) : y;
   }
-  static V Least() {
-    return V::Set(static_cast<typename V::Scalar>(kFloat ? 0x1p-121 : 0x1p-1017));
-  }
-  V Small(V e) const {
-    const auto live = Lt(Least(), e);
+  static constexpr double kLeast = kFloat ? 0x1p-121 : 0x1p-1017;
+  SOFTLANE_RARE V Small(V e) const {
+    const auto live = Lt(V::Set(static_cast<typename V::Scalar>(kLeast)), e);
     const V dead = Mul(V::Set(0), hi);  // NaN in a row of NaN
     if (!AnyTrue(And(live, Lt(e, small)))) return dead;
     V* tag = nullptr;
@@ -188,44 +195,72 @@ struct Factor {
     }
   }
 };
-// The factor coef / sum, for a sum in units of 2^-kSpare.
-template <class V>
-inline Factor<V> MakeFactor(Double2<Wide<V>> coef, Double2<Wide<V>> sum) {
+// How per-row numbers in double become V: one a lane (columns), or one for all lanes (rows, which work
+// them out in a single register).
+template <class V_>
+struct ByLane {
+  using V = V_;
   using W = Wide<V>;
-  using F = Factor<V>;
-  V* tag = nullptr;
+  static V Make(W x) { return Narrow(x, static_cast<V*>(nullptr)); }
+  static W Round(W x) { return Widen(Make(x)); }
+  static W Spread(W x) { return x; }
+  static W Exact(V x) { return Widen(x); }
+  static Double2<W> Parts(ExpParts<V> e) { return Widen(e); }
+};
+template <class V_>
+struct ForAll {
+  using V = V_;
+  using W = ND;
+  using Scalar = typename V::Scalar;
+  static V Make(W x) { return V::Set(static_cast<Scalar>(FirstLane(x))); }
+  static W Round(W x) { return W::Set(static_cast<double>(static_cast<Scalar>(FirstLane(x)))); }
+  static Wide<V> Spread(W x) { return Wide<V>::Set(FirstLane(x)); }
+  static W Exact(V x) { return W::Set(static_cast<double>(FirstLane(x))); }
+  template <class S>
+  static Double2<W> Collect(Double2<S> x) {
+    return {W::Set(FirstLane(x.hi)), W::Set(FirstLane(x.lo))};
+  }
+  static Double2<W> Parts(ExpParts<V> e) { return Collect(Widen(e)); }
+};
+
+// The factor coef / sum, for a sum in units of 2^-kSpare; inverse_coef is 1 / coef, roughly.
+template <class Form, class W>
+inline Factor<typename Form::V> MakeFactor(Double2<W> coef, W inverse_coef, Double2<W> sum) {
+  using F = Factor<typename Form::V>;
   const W down = W::Set(PowerOfTwo(-static_cast<int>(F::Format::kSpare)));
-  F f;
-  f.coef = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
-  const W size = Abs(f.coef.hi);
-  const W scaled = Mul(f.coef.hi, down);
-  f.hi = Narrow(scaled, tag);
-  f.lo = Narrow(Add(Sub(scaled, Widen(f.hi)), Mul(f.coef.lo, down)), tag);
+  const Double2<W> ratio = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
+  const W size = Abs(ratio.hi);
+  const W scaled = Mul(ratio.hi, down);
+  const W hi = Form::Round(scaled);
+  const W lo = Add(Sub(scaled, hi), Mul(ratio.lo, down));
   // e*lo keeps its digits for results above 2^-100 (2^-960). Where the factor itself is too small to be
   // split, or too large, every element is rare.
-  const W bound = Div(W::Set(F::kFloat ? 0x1p-100 : 0x1p-960), Mul(size, down));
+  const W bound = Mul(Mul(W::Set(F::kFloat ? 0x1p-100 : 0x1p-960), Abs(inverse_coef)), sum.hi);
   const auto splits = And(Lt(W::Set(F::kFloat ? 0x1p-32 : 0x1p-400), size),
                           Lt(size, W::Set(F::kFloat ? 0x1p120 : 0x1p1023)));
-  const V least = Max(Narrow(bound, tag), F::Least());
-  f.small = Narrow(IfThenElse(Or(splits, IsNaN(size)), Widen(least), W::Set(kInf)), tag);
-  return f;
+  const W least = Max(bound, W::Set(F::kLeast));
+  const W small = IfThenElse(Or(splits, IsNaN(size)), least, W::Set(kInf));
+  return {{Form::Spread(ratio.hi), Form::Spread(ratio.lo)},
+          Form::Make(hi),
+          Form::Make(lo),
+          Form::Make(small)};
 }
 
 // Rows in which the maximum's probability rounds to 1: it is 1 exactly there, whatever the rounding of
-// its stored exp says. `one` is that exp, elsewhere a value that no exp has.
-template <class V>
-inline V CertainExp(V max, const ExpReference<V>& ref, Double2<Wide<V>> sum) {
-  using W = Wide<V>;
+// its stored exp says. Gives that exp, elsewhere a value that no exp has.
+template <class Form, class V, class W>
+inline V CertainExp(V max, const ExpReference<V>& ref, Double2<W> sum) {
   using Format = ExpFormat<typename V::Scalar>;
-  const V none = V::Set(-1);
   const double unit = PowerOfTwo(static_cast<int>(Format::kSpare));
-  if (!AnyTrue(Lt(sum.hi, W::Set(1.5 * unit)))) return none;
+  const W none = W::Set(-1);
+  if (!AnyTrue(Lt(sum.hi, W::Set(1.5 * unit)))) return Form::Make(none);
   const ExpParts<V> e = Exp(max, ref);
-  const Double2<W> top = Widen(e);
+  const Double2<W> top = Form::Parts(e);
   const W others = Add(Sub(sum.hi, top.hi), Sub(sum.lo, top.lo));
-  const auto certain = Lt(others, W::Set(unit * 0.25 * std::numeric_limits<typename V::Scalar>::epsilon()));
-  V* tag = nullptr;
-  return IfThenElse(Eq(Narrow(IfThenElseZero(certain, W::Set(1)), tag), V::Set(1)), Value(e), none);
+  const double half_ulp =
+      0.25 * static_cast<double>(std::numeric_limits<typename V::Scalar>::epsilon());
+  const auto certain = Lt(others, W::Set(unit * half_ulp));
+  return Form::Make(IfThenElse(certain, Form::Exact(Value(e)), none));
 }
 
 // log_softmax of one element: (x - max)/T - log_sum. Both terms have one sign, so the error is the
@@ -233,9 +268,9 @@ inline V CertainExp(V max, const ExpReference<V>& ref, Double2<Wide<V>> sum) {
 template <class V>
 struct LogMap {
   V max, inv_hi, inv_lo, log_sum, log_sum_lo;
-  V Unit(V x) const { return Sub(Sub(x, max), log_sum); }
+  SOFTLANE_INLINE V Unit(V x) const { return Sub(Sub(x, max), log_sum); }
   // In quarters, as x - max may overflow where the quotient does not.
-  V Scaled(V x) const {
+  SOFTLANE_INLINE V Scaled(V x) const {
     const V zero = V::Set(0), quarter = V::Set(static_cast<typename V::Scalar>(0.25));
     const Double2<V> d = TwoSum(Mul(x, quarter), Sub(zero, Mul(max, quarter)));
     const V small = Sub(MulAdd(d.hi, inv_lo, Mul(d.lo, inv_hi)), log_sum_lo);
@@ -243,9 +278,10 @@ struct LogMap {
     return Add(MulAddExact(d.hi, inv_hi, Sub(zero, log_sum)), finite);
   }
 };
-template <class V>
-inline LogMap<V> MakeLogMap(V max, Double2<Wide<V>> log_sum, const Scale& scale) {
-  V* tag = nullptr;
+template <class Form, class W>
+inline LogMap<typename Form::V> MakeLogMap(typename Form::V max, Double2<W> log_sum,
+                                           const Scale& scale) {
+  using V = typename Form::V;
   LogMap<V> map;
   map.max = max;
   if constexpr (sizeof(typename V::Scalar) == 4) {
@@ -255,8 +291,8 @@ inline LogMap<V> MakeLogMap(V max, Double2<Wide<V>> log_sum, const Scale& scale)
     map.inv_hi = V::Set(4 * scale.inv_hi);
     map.inv_lo = V::Set(4 * scale.inv_lo);
   }
-  map.log_sum = Narrow(log_sum.hi, tag);
-  map.log_sum_lo = Narrow(Add(Sub(log_sum.hi, Widen(map.log_sum)), log_sum.lo), tag);
+  map.log_sum = Form::Make(log_sum.hi);
+  map.log_sum_lo = Form::Make(Add(Sub(log_sum.hi, Form::Round(log_sum.hi)), log_sum.lo));
   return map;
 }
 
@@ -286,7 +322,7 @@ inline void ForChunks(const T* row, size_t n, const ChunkIo* io, int operand, F 
 
 // out[i] = f(x[i]) for a row, or in place for its chunks. f takes (position, vector).
 template <class V, class T, class U, class F>
-inline void MapRow(const T* x, U* out, size_t n, F f) {
+SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
   constexpr size_t kLanes = V::kLanes;
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) Store(f(i, V::Load(x + i)), out + i);
@@ -361,6 +397,12 @@ inline bool HasNaN(const T* row, size_t n, const ChunkIo* io) {
   return found;
 }
 
+// The mask of one lane.
+template <class V>
+SOFTLANE_INLINE typename V::Mask Lane(int lane) {
+  return AndNot(V::FirstN(lane), V::FirstN(lane + 1));
+}
+
 // Adds the exps of x[0..n) but for x[skip] to `total`, and keeps all of them, rounded, where `kept` is
 // not null. Every call but the last of a row has an n that is a multiple of kBlock.
 template <bool kKeep, class V, class T>
@@ -371,25 +413,23 @@ inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_
   ExpSum<V> sum = total;
   for (size_t i = 0; i < n;) {
     const size_t end = Min(n, i + kBlock);
-    if (end - i == kBlock && skip - i >= kBlock) {  // unsigned: skip is not in the block
-      for (; i < end; i += kLanes) {
-        const ExpParts<V> e = Exp(V::Load(x + i), ref);
-        if constexpr (kKeep) Store(Value(e), kept + i);
-        sum.Add(e);
+    for (; i + kLanes <= end; i += kLanes) {
+      ExpParts<V> e = Exp(V::Load(x + i), ref);
+      if constexpr (kKeep) Store(Value(e), kept + i);
+      if (skip - i < kLanes) {  // unsigned: skip lies in this vector
+        e.scale = IfThenElse(Lane<V>(static_cast<int>(skip - i)), V::Set(0), e.scale);
       }
-    } else {
-      for (; i < end; i += kLanes) {
-        const int count = static_cast<int>(Min(kLanes, end - i));
-        ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<typename V::Scalar>(-kInf)), ref);
-        if constexpr (kKeep) StoreN(Value(e), kept + i, count);
-        auto keep = V::FirstN(count);
-        if (skip - i < kLanes) {
-          const int lane = static_cast<int>(skip - i);
-          keep = AndNot(AndNot(V::FirstN(lane), V::FirstN(lane + 1)), keep);
-        }
-        e.scale = IfThenElseZero(keep, e.scale);
-        sum.Add(e);
+      sum.Add(e);
+    }
+    if (i < end) {
+      const int count = static_cast<int>(end - i);
+      ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<typename V::Scalar>(-kInf)), ref);
+      if constexpr (kKeep) StoreN(Value(e), kept + i, count);
+      e.scale = IfThenElseZero(V::FirstN(count), e.scale);
+      if (skip - i < kLanes) {
+        e.scale = IfThenElse(Lane<V>(static_cast<int>(skip - i)), V::Set(0), e.scale);
       }
+      sum.Add(e);
       i = end;
     }
     sum.Flush();
@@ -409,7 +449,7 @@ inline auto RowSum(const T* x, size_t n, const ChunkIo* io, const ExpReference<V
       SumExp<false>(p, count, ref, skip - start, kept, sum);
     });
   }
-  return ToDouble2(SumLanes(sum.Total()));
+  return ForAll<Vec<T>>::Collect(ToDouble2(SumLanes(sum.Total())));
 }
 
 // Where a row's exps can be kept between the two sweeps: the output itself if it has the computing
@@ -427,7 +467,7 @@ inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t n, const ChunkIo* io, v
 
 template <class T>
 struct RowResult {
-  Stats<F64> stats;
+  Stats<ND> stats;
   ExpReference<Vec<T>> ref;
 };
 
@@ -444,88 +484,25 @@ inline RowResult<T> RowStats(const T* x, size_t n, const ChunkIo* io, const Scal
       if (at < count) skip = start + at;
     }
   });
-  Stats<F64> stats;
-  stats.max = F64::Set(static_cast<double>(max));
+  Stats<ND> stats;
+  stats.max = ND::Set(static_cast<double>(max));
   stats.others = RowSum(x, n, io, ref, skip, kept);
-  const auto top = Widen(Exp(V::Set(max), ref));
-  stats.top = {F64::Set(FirstLane(top.hi)), F64::Set(FirstLane(top.lo))};
+  stats.top = ForAll<V>::Parts(Exp(V::Set(max), ref));
+  stats.template DropFloor<V>(n);
   return {stats, ref};
-}
-
-template <class V>
-inline Double2<Wide<V>> Broadcast(Double2<F64> x) {
-  using W = Wide<V>;
-  return {W::Set(FirstLane(x.hi)), W::Set(FirstLane(x.lo))};
-}
-
-template <class T>
-void SoftmaxRows(const Batch& b) {
-  using V = Vec<T>;
-  const ExpFactor<V> k = MakeFactor<V>(b.scale);
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    T* out = Step<T>(b.out, row, b.out_stride);
-    const V max = V::Set(RowMax(x, b.n, b.chunked));
-    const ExpReference<V> ref = MakeReference(max, k);
-    auto* kept = ExpBuffer(out, b.n, b.chunked, b.scratch);
-    const Double2<F64> sum = RowSum(x, b.n, b.chunked, ref, b.n, kept);
-    const Factor<V> factor = MakeFactor<V>(ToDouble2(Wide<V>::Set(1)), Broadcast<V>(sum));
-    const V certain = CertainExp(max, ref, Broadcast<V>(sum));
-    const auto write = [&](auto result) {
-      if (kept != nullptr) {
-        MapRow<V>(kept, out, b.n, [&](size_t, V e) { return result(e); });
-      } else {
-        MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
-      }
-    };
-    if (FirstLane(certain) > 0) {
-      write([&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); });
-    } else {
-      write(factor);
-    }
-  }
-}
-
-template <class T>
-void LogSoftmaxRows(const Batch& b) {
-  using V = Vec<T>;
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    T* out = Step<T>(b.out, row, b.out_stride);
-    const Stats<F64> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
-    const auto max = static_cast<typename V::Scalar>(FirstLane(stats.max));
-    const LogMap<V> map = MakeLogMap<V>(V::Set(max), Broadcast<V>(stats.LogSum()), b.scale);
-    if (b.scale.unit) {
-      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
-    } else {
-      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
-    }
-  }
-}
-
-template <class T>
-void LogSumExpRows(const Batch& b) {
-  double* out = static_cast<double*>(b.out);
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    const Stats<F64> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
-    const Double2<F64> log_sum = stats.LogSum();
-    const double max = FirstLane(stats.max);
-    const bool has_nan = (max == kInf || max == -kInf) && HasNaN(x, b.n, b.chunked);
-    out[row] = LogSumExpOf(max, FirstLane(log_sum.hi), FirstLane(log_sum.lo), has_nan);
-  }
 }
 
 // ---- columns ------------------------------------------------------------------------------------
 
 // Up to one vector of adjacent columns; element i of each is `stride` bytes on from the one before.
-template <class T, bool kFull>
+template <class T_, bool kFull>
 struct Panel {
+  using T = T_;
   using V = Vec<T>;
   const T* x;
   ptrdiff_t stride;
   int columns;
-  V Load(size_t i) const {
+  SOFTLANE_INLINE V Load(size_t i) const {
     const T* p = Step<const T>(x, i, stride);
     return kFull ? V::Load(p) : V::LoadN(p, columns, 0);
   }
@@ -536,8 +513,8 @@ struct OutPanel {
   T* out;
   ptrdiff_t stride;
   int columns;
-  V Load(size_t i) const { return Panel<T, kFull>{out, stride, columns}.Load(i); }
-  void Store(size_t i, V v) const {
+  SOFTLANE_INLINE V Load(size_t i) const { return Panel<T, kFull>{out, stride, columns}.Load(i); }
+  SOFTLANE_INLINE void Store(size_t i, V v) const {
     T* p = Step<T>(out, i, stride);
     if (kFull) {
       softlane::SOFTLANE_ISA::Store(v, p);
@@ -595,26 +572,37 @@ template <bool kSkip, class P, class V, class Keep>
 inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, V max, const ExpReference<V>& ref,
                                  Keep keep) {
   constexpr size_t kLanes = V::kLanes;
-  ExpSum<V> lanes[kLanes];
   auto seen = V::FirstN(0);
+  const auto next = [&](size_t i) SOFTLANE_LAMBDA {
+    const V x = panel.Load(i);
+    ExpParts<V> e = Exp(x, ref);
+    keep(i, e);
+    if constexpr (kSkip) {
+      const auto here = AndNot(seen, Eq(x, max));
+      seen = Or(seen, here);
+      e.scale = IfThenElse(here, V::Set(0), e.scale);
+    }
+    return e;
+  };
+  decltype(ExpSum<V>().Total()) sums[kLanes];
+  if (n <= kLanes) {  // one element a lane
+    sums[0] = ExpSum<V>().Total();
+    for (size_t i = 0; i < n; ++i) {
+      ExpSum<V> lane;
+      lane.Add(next(i));
+      lane.Flush();
+      sums[i] = lane.Total();
+    }
+    return ToDouble2(FoldLanes(sums, n));
+  }
+  ExpSum<V> lanes[kLanes];
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t end = Min(n, start + kBlock);
-    for (size_t i = start; i < end; ++i) {
-      const V x = panel.Load(i);
-      ExpParts<V> e = Exp(x, ref);
-      keep(i, e);
-      if constexpr (kSkip) {
-        const auto here = AndNot(seen, Eq(x, max));
-        seen = Or(seen, here);
-        e.scale = IfThenElse(here, V::Set(0), e.scale);
-      }
-      lanes[i % kLanes].Add(e);
-    }
-    for (size_t lane = 0; lane < Min(kLanes, n); ++lane) lanes[lane].Flush();
+    for (size_t i = start; i < end; ++i) lanes[i % kLanes].Add(next(i));
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane].Flush();
   }
-  decltype(lanes[0].Total()) sums[kLanes];
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
-  return ToDouble2(FoldLanes(sums, Min(kLanes, n)));
+  return ToDouble2(FoldLanes(sums, kLanes));
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -626,14 +614,14 @@ struct KeptPanel {
   Scalar* scratch;
   static constexpr bool kInOutput = sizeof(T) == sizeof(Scalar);
   bool Keeps() const { return kInOutput || scratch != nullptr; }
-  void Store(size_t i, V e) const {
+  SOFTLANE_INLINE void Store(size_t i, V e) const {
     if constexpr (kInOutput) {
       out.Store(i, e);
     } else if (scratch != nullptr) {
       softlane::SOFTLANE_ISA::Store(e, scratch + i * V::kLanes);
     }
   }
-  V Load(size_t i) const {
+  SOFTLANE_INLINE V Load(size_t i) const {
     if constexpr (kInOutput) {
       return out.Load(i);
     } else {
@@ -648,23 +636,20 @@ inline KeptPanel<T, kFull> KeepPanel(OutPanel<T, kFull> out, size_t n, void* scr
   return {out, fits ? static_cast<Scalar*>(scratch) : nullptr};
 }
 
-template <class T>
-void SoftmaxCols(const Batch& b) {
-  using V = Vec<T>;
-  const ExpFactor<V> k = MakeFactor<V>(b.scale);
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, [&](size_t, auto panel, auto out) {
-    const V max = PanelMax(panel, b.n);
-    const ExpReference<V> ref = MakeReference(max, k);
-    const auto kept = KeepPanel(out, b.n, b.scratch);
-    const auto sum = PanelSum<false>(panel, b.n, max, ref,
-                                     [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
-    const Factor<V> factor = MakeFactor<V>(ToDouble2(Wide<V>::Set(1)), sum);
-    const V certain = CertainExp(max, ref, sum);
-    for (size_t i = 0; i < b.n; ++i) {
-      const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
-      out.Store(i, IfThenElse(Eq(e, certain), V::Set(1), factor(e)));
-    }
-  });
+template <class P, class Out>
+inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
+  using V = typename P::V;
+  const V max = PanelMax(panel, b.n);
+  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
+  const auto kept = KeepPanel(out, b.n, b.scratch);
+  const auto sum = PanelSum<false>(panel, b.n, max, ref,
+                                   [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+  const Factor<V> factor = MakeFactor<ByLane<V>>(ToDouble2(Wide<V>::Set(1)), Wide<V>::Set(1), sum);
+  const V certain = CertainExp<ByLane<V>>(max, ref, sum);
+  for (size_t i = 0; i < b.n; ++i) {
+    const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
+    out.Store(i, IfThenElse(Eq(e, certain), V::Set(1), factor(e)));
+  }
 }
 
 template <class P>
@@ -672,49 +657,210 @@ inline Stats<Wide<typename P::V>> PanelStats(const P& panel, size_t n, const Sca
   using V = typename P::V;
   const V max = PanelMax(panel, n);
   const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(scale));
-  return {Widen(max), PanelSum<true>(panel, n, max, ref, [](size_t, ExpParts<V>) {}),
-          Widen(Exp(max, ref))};
+  Stats<Wide<V>> stats{Widen(max), PanelSum<true>(panel, n, max, ref, [](size_t, ExpParts<V>) {}),
+                       Widen(Exp(max, ref))};
+  stats.template DropFloor<V>(n);
+  return stats;
 }
 
+template <class P, class Out>
+inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
+  using V = typename P::V;
+  const auto stats = PanelStats(panel, b.n, b.scale);
+  const LogMap<V> map = MakeLogMap<ByLane<V>>(ByLane<V>::Make(stats.max), stats.LogSum(), b.scale);
+  for (size_t i = 0; i < b.n; ++i) {
+    const V x = panel.Load(i);
+    out.Store(i, b.scale.unit ? map.Unit(x) : map.Scaled(x));
+  }
+}
+
+template <class P>
+inline void LogSumExpPanel(const Batch& b, size_t first, P panel) {
+  using W = Wide<typename P::V>;
+  double* out = static_cast<double*>(b.out);
+  const auto stats = PanelStats(panel, b.n, b.scale);
+  const Double2<W> log_sum = stats.LogSum();
+  double max[W::kLanes], hi[W::kLanes], lo[W::kLanes];
+  Store(stats.max, max);
+  Store(log_sum.hi, hi);
+  Store(log_sum.lo, lo);
+  for (int c = 0; c < panel.columns; ++c) {
+    bool has_nan = false;
+    if (max[c] == kInf || max[c] == -kInf) {
+      for (size_t i = 0; i < b.n; ++i) {
+        const auto x = LoadOne(Step<const typename P::T>(panel.x, i, panel.stride) + c);
+        has_nan = has_nan || x != x;
+      }
+    }
+    out[first + static_cast<size_t>(c)] = LogSumExpOf(max[c], hi[c], lo[c], has_nan);
+  }
+}
+
+template <class T>
+void SoftmaxCols(const Batch& b) {
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count,
+               [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
+}
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count,
+               [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
+}
+template <class T>
+void LogSumExpCols(const Batch& b) {
+  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count,
+               [&](size_t first, auto panel, auto) { LogSumExpPanel(b, first, panel); });
+}
+
+// ---- short rows, turned into a panel ------------------------------------------------------------
+
+// Rows up to this length are turned, a vector's lanes of them at a time, into a panel of columns: their
+// maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
+constexpr size_t kShortRow = 64;
+
+// Turns a square of vectors around its diagonal.
+template <class V, int kDistance = V::kLanes / 2>
+SOFTLANE_INLINE void TransposeSquare(V (&v)[V::kLanes]) {
+  for (int i = 0; i < V::kLanes; ++i) {
+    if ((i & kDistance) == 0) Exchange<kDistance>(v[i], v[i + kDistance]);
+  }
+  if constexpr (kDistance > 1) TransposeSquare<V, kDistance / 2>(v);
+}
+
+// Calls f(first row, Panel, OutPanel) for tiles of rows; the OutPanel lies over the Panel, and is
+// written to `out` unless that is null.
+template <class T, class F>
+inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
+                     size_t count, size_t n, F f) {
   using V = Vec<T>;
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, [&](size_t, auto panel, auto out) {
-    const auto stats = PanelStats(panel, b.n, b.scale);
-    V* tag = nullptr;
-    const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), stats.LogSum(), b.scale);
-    for (size_t i = 0; i < b.n; ++i) {
-      const V x = panel.Load(i);
-      out.Store(i, b.scale.unit ? map.Unit(x) : map.Scaled(x));
+  using Scalar = typename V::Scalar;
+  constexpr size_t kLanes = V::kLanes;
+  constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+  Scalar tile[(kShortRow + kLanes - 1) / kLanes * kLanes * kLanes];
+  for (size_t first = 0; first < count; first += kLanes) {
+    const size_t rows = Min(kLanes, count - first);
+    for (size_t c = 0; c < n; c += kLanes) {
+      const int width = static_cast<int>(Min(kLanes, n - c));
+      V v[kLanes];
+      for (size_t r = 0; r < kLanes; ++r) {
+        const T* p = Step<const T>(x, first + Min(r, rows - 1), x_stride) + c;
+        v[r] = width == V::kLanes ? V::Load(p) : V::LoadN(p, width, 0);
+      }
+      TransposeSquare<V>(v);
+      for (int i = 0; i < width; ++i) Store(v[i], tile + (c + static_cast<size_t>(i)) * kLanes);
     }
-  });
+    f(first, Panel<Scalar, true>{tile, kStep, static_cast<int>(rows)},
+      OutPanel<Scalar, true>{tile, kStep, static_cast<int>(rows)});
+    if (out == nullptr) continue;
+    for (size_t c = 0; c < n; c += kLanes) {
+      const int width = static_cast<int>(Min(kLanes, n - c));
+      V v[kLanes];
+      for (size_t i = 0; i < kLanes; ++i) v[i] = V::Load(tile + (c + i) * kLanes);
+      TransposeSquare<V>(v);
+      for (size_t r = 0; r < rows; ++r) {
+        T* p = Step<T>(out, first + r, out_stride) + c;
+        if (width == V::kLanes) {
+          Store(v[r], p);
+        } else {
+          StoreN(v[r], p, width);
+        }
+      }
+    }
+  }
+}
+inline bool AreShort(size_t count, size_t n, const ChunkIo* io) {
+  return n <= kShortRow && count > 1 && io == nullptr;
+}
+
+// ---- the row kernels -----------------------------------------------------------------------------
+
+template <class T>
+void SoftmaxRows(const Batch& b) {
+  using V = Vec<T>;
+  if (AreShort(b.count, b.n, b.chunked)) {
+    ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
+                [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
+    return;
+  }
+  const ExpFactor<V> k = MakeFactor<V>(b.scale);
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    T* out = Step<T>(b.out, row, b.out_stride);
+    const V max = V::Set(RowMax(x, b.n, b.chunked));
+    const ExpReference<V> ref = MakeReference(max, k);
+    auto* kept = ExpBuffer(out, b.n, b.chunked, b.scratch);
+    const Double2<ND> sum = RowSum(x, b.n, b.chunked, ref, b.n, kept);
+    const Factor<V> factor = MakeFactor<ForAll<V>>(ToDouble2(ND::Set(1)), ND::Set(1), sum);
+    const V certain = CertainExp<ForAll<V>>(max, ref, sum);
+    const auto write = [&](auto result) {
+      if (kept != nullptr) {
+        MapRow<V>(kept, out, b.n, [&](size_t, V e) { return result(e); });
+      } else {
+        MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
+      }
+    };
+    if (FirstLane(certain) > 0) {
+      write([&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); });
+    } else {
+      write(factor);
+    }
+  }
 }
 
 template <class T>
-void LogSumExpCols(const Batch& b) {
-  using W = Wide<Vec<T>>;
-  double* out = static_cast<double*>(b.out);
-  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, [&](size_t first, auto panel, auto) {
-    const auto stats = PanelStats(panel, b.n, b.scale);
-    const Double2<W> log_sum = stats.LogSum();
-    double max[W::kLanes], hi[W::kLanes], lo[W::kLanes];
-    Store(stats.max, max);
-    Store(log_sum.hi, hi);
-    Store(log_sum.lo, lo);
-    for (int c = 0; c < panel.columns; ++c) {
-      bool has_nan = false;
-      if (max[c] == kInf || max[c] == -kInf) {
-        for (size_t i = 0; i < b.n; ++i) {
-          const auto x = LoadOne(Step<const T>(panel.x, i, panel.stride) + c);
-          has_nan = has_nan || x != x;
-        }
-      }
-      out[first + static_cast<size_t>(c)] = LogSumExpOf(max[c], hi[c], lo[c], has_nan);
+void LogSoftmaxRows(const Batch& b) {
+  using V = Vec<T>;
+  if (AreShort(b.count, b.n, b.chunked)) {
+    ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
+                [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
+    return;
+  }
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    T* out = Step<T>(b.out, row, b.out_stride);
+    const Stats<ND> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
+    const LogMap<V> map =
+        MakeLogMap<ForAll<V>>(ForAll<V>::Make(stats.max), stats.LogSum(), b.scale);
+    if (b.scale.unit) {
+      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
+    } else {
+      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
     }
-  });
+  }
+}
+
+template <class T>
+void LogSumExpRows(const Batch& b) {
+  if (AreShort(b.count, b.n, b.chunked)) {
+    ForTiles<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
+                [&](size_t first, auto panel, auto) { LogSumExpPanel(b, first, panel); });
+    return;
+  }
+  double* out = static_cast<double*>(b.out);
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    const Stats<ND> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
+    const Double2<ND> log_sum = stats.LogSum();
+    const double max = FirstLane(stats.max);
+    const bool has_nan = (max == kInf || max == -kInf) && HasNaN(x, b.n, b.chunked);
+    out[row] = LogSumExpOf(max, FirstLane(log_sum.hi), FirstLane(log_sum.lo), has_nan);
+  }
 }
 
 // ---- weighted sums ------------------------------------------------------------------------------
+
+// The z of Exp as a sum of two: r·ln 2 exactly, with what r lost to rounding, and the higher terms.
+inline Double2<F64> ExactZ(F64 x, const ExpReference<F64>& ref) {
+  x = Max(ref.floor, Sub(x, ref.shift));
+  const F64 t = MulAdd(x, ref.k.hi, ref.magic);
+  const F64 r_hi = MulSub(x, ref.k.hi, Sub(t, ref.magic));
+  const Double2<F64> r = TwoSum(r_hi, Mul(x, ref.k.lo));
+  const Double2<F64> linear = TwoProd(r.hi, F64::Set(kLn2DDHi));
+  const F64 low = MulAdd(r.lo, F64::Set(kLn2DDHi), MulAdd(r.hi, F64::Set(kLn2DDLo), linear.lo));
+  const F64 higher = MulAdd(Mul(r.hi, r.hi), Exp2Tail(r.hi), Lookup8(kExp2DeltaD, BitsOf(t)));
+  const Double2<F64> sum = TwoSum(linear.hi, higher);
+  return FastTwoSum(sum.hi, Add(sum.lo, low));
+}
 
 // log|Σ b·exp(x)| and its sign. The exponent of b joins that of exp(x), so no product overflows; an
 // element with b == 0 has no part, whatever x holds.
@@ -777,7 +923,6 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   const double exponent = (MaxLane(highest) + round) - round;
   using Format = ExpFormat<double>;
   V sum = zero, part = zero, error = zero;
-  size_t vectors = 0;
   for_vectors([&](V x, V b) {
     const Decomposed<V> d = Decompose(b);
     const V n = Sub(V::Set(exponent), d.exponent);
@@ -788,16 +933,15 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     ref.floor = Mul(Sub(n, V::Set(Format::kFloor)), k.inverse);
     ExpParts<V> e = Exp(x, ref);
     e.scale = IfThenElse(Eq(x, V::Set(-kInf)), zero, e.scale);
+    // A sum near 1 has a small logarithm: here z is needed to its own last digit.
+    const Double2<V> z = ExactZ(x, ref);
     const Double2<V> p = TwoProd(e.scale, d.mantissa);
     const Double2<V> s = TwoSum(sum, p.hi);
     sum = s.hi;
-    part = Add(part, Add(s.lo, MulAdd(e.z, p.hi, p.lo)));
-    if (++vectors % 16 == 0) {
-      const Double2<V> flushed = TwoSum(sum, part);
-      sum = flushed.hi;
-      error = Add(error, flushed.lo);
-      part = zero;
-    }
+    const Double2<V> q = TwoProd(z.hi, p.hi);
+    const Double2<V> t = TwoSum(part, q.hi);
+    part = t.hi;
+    error = Add(error, Add(Add(s.lo, p.lo), Add(t.lo, MulAdd(z.lo, p.hi, q.lo))));
   });
   const Double2<V> flushed = TwoSum(sum, part);
   Double2<V> total = SumLanes(Double2<V>{flushed.hi, Add(error, flushed.lo)});

@@ -18,7 +18,7 @@ struct Scale {
   double inv_hi, inv_lo;  // 1/T in double
   float invf_hi, invf_lo;
   double inv_k;  // T·ln 2, roughly: 1/k
-  bool unit;  // T == 1
+  bool unit;     // T == 1
 };
 
 // Where a row's elements come from when they do not lie in memory as the kernel needs them:
@@ -68,15 +68,15 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  const ChunkIo* chunked;   // operand 0: logits, 1: gradient, 2: class weights of the row
-  const int64_t* targets;   // one a row; < 0 or >= n: the row is ignored
-  const double* coef;       // one a row: its sample weight
-  double divisor;           // of the gradient (the mean's; 1 for a sum)
-  const double* weight;     // one a class, or null for 1
-  double weight_sum;        // Σ weight over the classes that count (n where weight is null)
-  double smoothing;         // ε
-  double classes;           // C in ε/C
-  double* loss;             // one a row
+  const ChunkIo* chunked;  // operand 0: logits, 1: gradient, 2: class weights of the row
+  const int64_t* targets;  // one a row; < 0 or >= n: the row is ignored
+  const double* coef;      // one a row: its sample weight
+  double divisor;          // of the gradient (the mean's; 1 for a sum)
+  const double* weight;    // one a class, or null for 1
+  double weight_sum;       // Σ weight over the classes that count (n where weight is null)
+  double smoothing;        // ε
+  double classes;          // C in ε/C
+  double* loss;            // one a row
 };
 
 // Σ b·exp(x): rows of double, both operands packed. Result: log|sum| and its sign.

@@ -6,12 +6,12 @@
 struct NI {
   static constexpr int kLanes = 8;
   __m256i v;
-  static NI Set(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  SOFTLANE_INLINE static NI Set(int32_t x) { return {_mm256_set1_epi32(x)}; }
 };
 struct NL {
   static constexpr int kLanes = 4;
   __m256i v;
-  static NL Set(int64_t x) { return {_mm256_set1_epi64x(x)}; }
+  SOFTLANE_INLINE static NL Set(int64_t x) { return {_mm256_set1_epi64x(x)}; }
 };
 struct MF {
   __m256 v;
@@ -26,39 +26,39 @@ struct NF {
   using Bits = NI;
   static constexpr int kLanes = 8;
   __m256 v;
-  static NF Set(float x) { return {_mm256_set1_ps(x)}; }
-  static NF Load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static NF Load(const Float16* p) {
+  SOFTLANE_INLINE static NF Set(float x) { return {_mm256_set1_ps(x)}; }
+  SOFTLANE_INLINE static NF Load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  SOFTLANE_INLINE static NF Load(const Float16* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  static NF Load(const BFloat16* p) {
+  SOFTLANE_INLINE static NF Load(const BFloat16* p) {
     return {Widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  static NF LoadN(const float* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const float* p, int n, float fill) {
     const __m256i first = First(n);
     return {Select(first, _mm256_maskload_ps(p, first), fill)};
   }
-  static NF LoadN(const Float16* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const Float16* p, int n, float fill) {
     return {Select(First(n), _mm256_cvtph_ps(LoadHalves(p, n)), fill)};
   }
-  static NF LoadN(const BFloat16* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const BFloat16* p, int n, float fill) {
     return {Select(First(n), Widen(LoadHalves(p, n)), fill)};
   }
-  static MF FirstN(int n) { return {_mm256_castsi256_ps(First(n))}; }
+  SOFTLANE_INLINE static MF FirstN(int n) { return {_mm256_castsi256_ps(First(n))}; }
 
-  static __m256i First(int n) {
+  SOFTLANE_INLINE static __m256i First(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  static __m256 Select(__m256i first, __m256 x, float fill) {
+  SOFTLANE_INLINE static __m256 Select(__m256i first, __m256 x, float fill) {
     return _mm256_blendv_ps(_mm256_set1_ps(fill), x, _mm256_castsi256_ps(first));
   }
-  static __m256 Widen(__m128i h) {
+  SOFTLANE_INLINE static __m256 Widen(__m128i h) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
   }
   // The first n of 8 half elements: whole pairs by a masked load, the last one by itself (which
   // for an even n is there already). The lanes beyond n hold anything.
   template <class Half>
-  static __m128i LoadHalves(const Half* p, int n) {
+  SOFTLANE_INLINE static __m128i LoadHalves(const Half* p, int n) {
     if (n >= 8) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if (n <= 0) return _mm_setzero_si128();
     const __m128i pairs = _mm_cmpgt_epi32(_mm_set1_epi32(n >> 1), _mm_setr_epi32(0, 1, 2, 3));
@@ -76,94 +76,94 @@ struct ND {
   using Bits = NL;
   static constexpr int kLanes = 4;
   __m256d v;
-  static ND Set(double x) { return {_mm256_set1_pd(x)}; }
-  static ND Load(const double* p) { return {_mm256_loadu_pd(p)}; }
-  static ND LoadN(const double* p, int n, double fill) {
+  SOFTLANE_INLINE static ND Set(double x) { return {_mm256_set1_pd(x)}; }
+  SOFTLANE_INLINE static ND Load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  SOFTLANE_INLINE static ND LoadN(const double* p, int n, double fill) {
     const __m256i first = First(n);
     return {_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(p, first),
                              _mm256_castsi256_pd(first))};
   }
-  static MD FirstN(int n) { return {_mm256_castsi256_pd(First(n))}; }
-  static __m256i First(int n) {
+  SOFTLANE_INLINE static MD FirstN(int n) { return {_mm256_castsi256_pd(First(n))}; }
+  SOFTLANE_INLINE static __m256i First(int n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   }
 };
 
-inline NF Add(NF a, NF b) { return {_mm256_add_ps(a.v, b.v)}; }
-inline ND Add(ND a, ND b) { return {_mm256_add_pd(a.v, b.v)}; }
-inline NF Sub(NF a, NF b) { return {_mm256_sub_ps(a.v, b.v)}; }
-inline ND Sub(ND a, ND b) { return {_mm256_sub_pd(a.v, b.v)}; }
-inline NF Mul(NF a, NF b) { return {_mm256_mul_ps(a.v, b.v)}; }
-inline ND Mul(ND a, ND b) { return {_mm256_mul_pd(a.v, b.v)}; }
-inline NF Div(NF a, NF b) { return {_mm256_div_ps(a.v, b.v)}; }
-inline ND Div(ND a, ND b) { return {_mm256_div_pd(a.v, b.v)}; }
-inline NF MulAdd(NF a, NF b, NF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline ND MulAdd(ND a, ND b, ND c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
-inline NF NegMulAdd(NF a, NF b, NF c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
-inline ND NegMulAdd(ND a, ND b, ND c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
-inline NF MulSub(NF a, NF b, NF c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }
-inline ND MulSub(ND a, ND b, ND c) { return {_mm256_fmsub_pd(a.v, b.v, c.v)}; }
-inline NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
-inline ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
-inline NF Max(NF a, NF b) { return {_mm256_max_ps(a.v, b.v)}; }
-inline ND Max(ND a, ND b) { return {_mm256_max_pd(a.v, b.v)}; }
-inline NF Abs(NF a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-inline ND Abs(ND a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+SOFTLANE_INLINE NF Add(NF a, NF b) { return {_mm256_add_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Add(ND a, ND b) { return {_mm256_add_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Sub(NF a, NF b) { return {_mm256_sub_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Sub(ND a, ND b) { return {_mm256_sub_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Mul(NF a, NF b) { return {_mm256_mul_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Mul(ND a, ND b) { return {_mm256_mul_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Div(NF a, NF b) { return {_mm256_div_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Div(ND a, ND b) { return {_mm256_div_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF MulAdd(NF a, NF b, NF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND MulAdd(ND a, ND b, ND c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF NegMulAdd(NF a, NF b, NF c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND NegMulAdd(ND a, ND b, ND c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF MulSub(NF a, NF b, NF c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {_mm256_fmsub_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
+SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
+SOFTLANE_INLINE NF Max(NF a, NF b) { return {_mm256_max_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Max(ND a, ND b) { return {_mm256_max_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Abs(NF a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+SOFTLANE_INLINE ND Abs(ND a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
 
-inline MF Lt(NF a, NF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
-inline MD Lt(ND a, ND b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)}; }
-inline MF Eq(NF a, NF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
-inline MD Eq(ND a, ND b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
-inline MF IsNaN(NF a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
-inline MD IsNaN(ND a) { return {_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)}; }
-inline MF And(MF a, MF b) { return {_mm256_and_ps(a.v, b.v)}; }
-inline MD And(MD a, MD b) { return {_mm256_and_pd(a.v, b.v)}; }
-inline MF Or(MF a, MF b) { return {_mm256_or_ps(a.v, b.v)}; }
-inline MD Or(MD a, MD b) { return {_mm256_or_pd(a.v, b.v)}; }
-inline MF AndNot(MF a, MF b) { return {_mm256_andnot_ps(a.v, b.v)}; }
-inline MD AndNot(MD a, MD b) { return {_mm256_andnot_pd(a.v, b.v)}; }
-inline uint32_t BitsOfMask(MF m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.v)); }
-inline uint32_t BitsOfMask(MD m) { return static_cast<uint32_t>(_mm256_movemask_pd(m.v)); }
-inline bool AnyTrue(MF m) { return _mm256_movemask_ps(m.v) != 0; }
-inline bool AnyTrue(MD m) { return _mm256_movemask_pd(m.v) != 0; }
-inline NF IfThenElse(MF m, NF a, NF b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
-inline ND IfThenElse(MD m, ND a, ND b) { return {_mm256_blendv_pd(b.v, a.v, m.v)}; }
-inline NF IfThenElseZero(MF m, NF a) { return {_mm256_and_ps(m.v, a.v)}; }
-inline ND IfThenElseZero(MD m, ND a) { return {_mm256_and_pd(m.v, a.v)}; }
+SOFTLANE_INLINE MF Lt(NF a, NF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+SOFTLANE_INLINE MD Lt(ND a, ND b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)}; }
+SOFTLANE_INLINE MF Eq(NF a, NF b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+SOFTLANE_INLINE MD Eq(ND a, ND b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
+SOFTLANE_INLINE MF IsNaN(NF a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
+SOFTLANE_INLINE MD IsNaN(ND a) { return {_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)}; }
+SOFTLANE_INLINE MF And(MF a, MF b) { return {_mm256_and_ps(a.v, b.v)}; }
+SOFTLANE_INLINE MD And(MD a, MD b) { return {_mm256_and_pd(a.v, b.v)}; }
+SOFTLANE_INLINE MF Or(MF a, MF b) { return {_mm256_or_ps(a.v, b.v)}; }
+SOFTLANE_INLINE MD Or(MD a, MD b) { return {_mm256_or_pd(a.v, b.v)}; }
+SOFTLANE_INLINE MF AndNot(MF a, MF b) { return {_mm256_andnot_ps(a.v, b.v)}; }
+SOFTLANE_INLINE MD AndNot(MD a, MD b) { return {_mm256_andnot_pd(a.v, b.v)}; }
+SOFTLANE_INLINE uint32_t BitsOfMask(MF m) { return static_cast<uint32_t>(_mm256_movemask_ps(m.v)); }
+SOFTLANE_INLINE uint32_t BitsOfMask(MD m) { return static_cast<uint32_t>(_mm256_movemask_pd(m.v)); }
+SOFTLANE_INLINE bool AnyTrue(MF m) { return _mm256_movemask_ps(m.v) != 0; }
+SOFTLANE_INLINE bool AnyTrue(MD m) { return _mm256_movemask_pd(m.v) != 0; }
+SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
+SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {_mm256_blendv_pd(b.v, a.v, m.v)}; }
+SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) { return {_mm256_and_ps(m.v, a.v)}; }
+SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) { return {_mm256_and_pd(m.v, a.v)}; }
 
-inline NI BitsOf(NF a) { return {_mm256_castps_si256(a.v)}; }
-inline NL BitsOf(ND a) { return {_mm256_castpd_si256(a.v)}; }
-inline NF FromBits(NI a) { return {_mm256_castsi256_ps(a.v)}; }
-inline ND FromBits(NL a) { return {_mm256_castsi256_pd(a.v)}; }
-inline NI Add(NI a, NI b) { return {_mm256_add_epi32(a.v, b.v)}; }
-inline NL Add(NL a, NL b) { return {_mm256_add_epi64(a.v, b.v)}; }
-inline NL Sub(NL a, NL b) { return {_mm256_sub_epi64(a.v, b.v)}; }
-inline NL And(NL a, NL b) { return {_mm256_and_si256(a.v, b.v)}; }
-inline NL Or(NL a, NL b) { return {_mm256_or_si256(a.v, b.v)}; }
+SOFTLANE_INLINE NI BitsOf(NF a) { return {_mm256_castps_si256(a.v)}; }
+SOFTLANE_INLINE NL BitsOf(ND a) { return {_mm256_castpd_si256(a.v)}; }
+SOFTLANE_INLINE NF FromBits(NI a) { return {_mm256_castsi256_ps(a.v)}; }
+SOFTLANE_INLINE ND FromBits(NL a) { return {_mm256_castsi256_pd(a.v)}; }
+SOFTLANE_INLINE NI Add(NI a, NI b) { return {_mm256_add_epi32(a.v, b.v)}; }
+SOFTLANE_INLINE NL Add(NL a, NL b) { return {_mm256_add_epi64(a.v, b.v)}; }
+SOFTLANE_INLINE NL Sub(NL a, NL b) { return {_mm256_sub_epi64(a.v, b.v)}; }
+SOFTLANE_INLINE NL And(NL a, NL b) { return {_mm256_and_si256(a.v, b.v)}; }
+SOFTLANE_INLINE NL Or(NL a, NL b) { return {_mm256_or_si256(a.v, b.v)}; }
 template <int kBits>
-inline NI ShiftLeft(NI a) {
+SOFTLANE_INLINE NI ShiftLeft(NI a) {
   return {_mm256_slli_epi32(a.v, kBits)};
 }
 template <int kBits>
-inline NL ShiftLeft(NL a) {
+SOFTLANE_INLINE NL ShiftLeft(NL a) {
   return {_mm256_slli_epi64(a.v, kBits)};
 }
 template <int kBits>
-inline NL ShiftRight(NL a) {
+SOFTLANE_INLINE NL ShiftRight(NL a) {
   return {_mm256_srli_epi64(a.v, kBits)};
 }
 
 // table[index & 7]
-inline NF Lookup8(const float* table, NI index) {
+SOFTLANE_INLINE NF Lookup8(const float* table, NI index) {
   return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index.v)};
 }
-inline NI Lookup8(const int32_t* table, NI index) {
+SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) {
   const __m256i t = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
   return {_mm256_permutevar8x32_epi32(t, index.v)};
 }
 // 64 bits: the table's low and its high words apart (in a loop the compiler does that once), both
 // looked up, then interleaved.
-inline ND Lookup8(const double* table, NL index) {
+SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
   const __m256 t0 = _mm256_castpd_ps(_mm256_loadu_pd(table));
   const __m256 t1 = _mm256_castpd_ps(_mm256_loadu_pd(table + 4));
   const __m256 outer = _mm256_permute2f128_ps(t0, t1, 0x20);  // 0 1 4 5
@@ -174,50 +174,64 @@ inline ND Lookup8(const double* table, NL index) {
   return {_mm256_castps_pd(_mm256_blend_ps(_mm256_permutevar8x32_ps(low, index.v),
                                            _mm256_permutevar8x32_ps(high, both), 0xaa))};
 }
-inline NL Lookup8(const int64_t* table, NL index) {
+SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) {
   return BitsOf(Lookup8(reinterpret_cast<const double*>(table), index));
 }
 
 // Lane i gets lane i ^ kDistance.
 template <int kDistance>
-inline NF SwapLanes(NF a) {
+SOFTLANE_INLINE NF SwapLanes(NF a) {
   if constexpr (kDistance == 4) return {_mm256_permute2f128_ps(a.v, a.v, 0x01)};
   if constexpr (kDistance == 2) return {_mm256_permute_ps(a.v, 0x4e)};
   if constexpr (kDistance == 1) return {_mm256_permute_ps(a.v, 0xb1)};
 }
 template <int kDistance>
-inline ND SwapLanes(ND a) {
+SOFTLANE_INLINE ND SwapLanes(ND a) {
   if constexpr (kDistance == 2) return {_mm256_permute2f128_pd(a.v, a.v, 0x01)};
   if constexpr (kDistance == 1) return {_mm256_permute_pd(a.v, 0x5)};
 }
-inline float FirstLane(NF a) { return _mm256_cvtss_f32(a.v); }
-inline double FirstLane(ND a) { return _mm256_cvtsd_f64(a.v); }
+template <int kDistance>
+SOFTLANE_INLINE void Exchange(NF& a, NF& b) {
+  constexpr int kUpper = kDistance == 4 ? 0xf0 : kDistance == 2 ? 0xcc : 0xaa;
+  const NF from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
+  a.v = _mm256_blend_ps(a.v, from_b.v, kUpper);
+  b.v = _mm256_blend_ps(from_a.v, b.v, kUpper);
+}
+template <int kDistance>
+SOFTLANE_INLINE void Exchange(ND& a, ND& b) {
+  constexpr int kUpper = kDistance == 2 ? 0xc : 0xa;
+  const ND from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
+  a.v = _mm256_blend_pd(a.v, from_b.v, kUpper);
+  b.v = _mm256_blend_pd(from_a.v, b.v, kUpper);
+}
+SOFTLANE_INLINE float FirstLane(NF a) { return _mm256_cvtss_f32(a.v); }
+SOFTLANE_INLINE double FirstLane(ND a) { return _mm256_cvtsd_f64(a.v); }
 
-inline Pair<ND> Promote(NF a) {
+SOFTLANE_INLINE Pair<ND> Promote(NF a) {
   return {{_mm256_cvtps_pd(_mm256_castps256_ps128(a.v))},
           {_mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1))}};
 }
-inline NF Demote(Pair<ND> a) {
+SOFTLANE_INLINE NF Demote(Pair<ND> a) {
   return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(a.a.v)),
                                _mm256_cvtpd_ps(a.b.v), 1)};
 }
 
-inline void Store(NF a, float* p) { _mm256_storeu_ps(p, a.v); }
-inline void Store(ND a, double* p) { _mm256_storeu_pd(p, a.v); }
+SOFTLANE_INLINE void Store(NF a, float* p) { _mm256_storeu_ps(p, a.v); }
+SOFTLANE_INLINE void Store(ND a, double* p) { _mm256_storeu_pd(p, a.v); }
 // A masked store is slow on some processors even where the mask is full.
-inline void StoreN(NF a, float* p, int n) {
+SOFTLANE_INLINE void StoreN(NF a, float* p, int n) {
   if (n >= 8) return Store(a, p);
   _mm256_maskstore_ps(p, NF::First(n), a.v);
 }
-inline void StoreN(ND a, double* p, int n) {
+SOFTLANE_INLINE void StoreN(ND a, double* p, int n) {
   if (n >= 4) return Store(a, p);
   _mm256_maskstore_pd(p, ND::First(n), a.v);
 }
-inline __m128i ToHalf(NF a, Float16*) {
+SOFTLANE_INLINE __m128i ToHalf(NF a, Float16*) {
   return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 // Round to nearest even by integer arithmetic.
-inline __m128i ToHalf(NF a, BFloat16*) {
+SOFTLANE_INLINE __m128i ToHalf(NF a, BFloat16*) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
@@ -228,11 +242,11 @@ inline __m128i ToHalf(NF a, BFloat16*) {
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 template <class Half>
-inline void StoreHalves(__m128i h, Half* p) {
+SOFTLANE_INLINE void StoreHalves(__m128i h, Half* p) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
 }
 template <class Half>
-inline void StoreHalves(__m128i h, Half* p, int n) {
+SOFTLANE_INLINE void StoreHalves(__m128i h, Half* p, int n) {
   if (n >= 8) return StoreHalves(h, p);
   if (n <= 0) return;
   if (n & 4) {
@@ -248,10 +262,10 @@ inline void StoreHalves(__m128i h, Half* p, int n) {
   }
   if (n & 1) p->bits = static_cast<uint16_t>(low);
 }
-inline void Store(NF a, Float16* p) { StoreHalves(ToHalf(a, p), p); }
-inline void Store(NF a, BFloat16* p) { StoreHalves(ToHalf(a, p), p); }
-inline void StoreN(NF a, Float16* p, int n) { StoreHalves(ToHalf(a, p), p, n); }
-inline void StoreN(NF a, BFloat16* p, int n) { StoreHalves(ToHalf(a, p), p, n); }
+SOFTLANE_INLINE void Store(NF a, Float16* p) { StoreHalves(ToHalf(a, p), p); }
+SOFTLANE_INLINE void Store(NF a, BFloat16* p) { StoreHalves(ToHalf(a, p), p); }
+SOFTLANE_INLINE void StoreN(NF a, Float16* p, int n) { StoreHalves(ToHalf(a, p), p, n); }
+SOFTLANE_INLINE void StoreN(NF a, BFloat16* p, int n) { StoreHalves(ToHalf(a, p), p, n); }
 
 using F32 = Pair<NF>;
 using F64 = Pair<ND>;

@@ -8,12 +8,12 @@ struct ND;
 struct NI {
   static constexpr int kLanes = 16;
   __m512i v;
-  static NI Set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  SOFTLANE_INLINE static NI Set(int32_t x) { return {_mm512_set1_epi32(x)}; }
 };
 struct NL {
   static constexpr int kLanes = 8;
   __m512i v;
-  static NL Set(int64_t x) { return {_mm512_set1_epi64(x)}; }
+  SOFTLANE_INLINE static NL Set(int64_t x) { return {_mm512_set1_epi64(x)}; }
 };
 struct MF {
   __mmask16 v;
@@ -28,32 +28,32 @@ struct NF {
   using Bits = NI;
   static constexpr int kLanes = 16;
   __m512 v;
-  static NF Set(float x) { return {_mm512_set1_ps(x)}; }
-  static NF Load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static NF Load(const Float16* p) {
+  SOFTLANE_INLINE static NF Set(float x) { return {_mm512_set1_ps(x)}; }
+  SOFTLANE_INLINE static NF Load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  SOFTLANE_INLINE static NF Load(const Float16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static NF Load(const BFloat16* p) {
+  SOFTLANE_INLINE static NF Load(const BFloat16* p) {
     return {Widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static NF LoadN(const float* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const float* p, int n, float fill) {
     return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), First(n), p)};
   }
-  static NF LoadN(const Float16* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const Float16* p, int n, float fill) {
     const __m256i h = _mm256_maskz_loadu_epi16(First(n), p);
     return {_mm512_mask_cvtph_ps(_mm512_set1_ps(fill), First(n), h)};
   }
-  static NF LoadN(const BFloat16* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const BFloat16* p, int n, float fill) {
     const __m512 wide = Widen(_mm256_maskz_loadu_epi16(First(n), p));
     return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), First(n), wide)};
   }
-  static MF FirstN(int n) { return {First(n)}; }
+  SOFTLANE_INLINE static MF FirstN(int n) { return {First(n)}; }
 
-  static __mmask16 First(int n) {
+  SOFTLANE_INLINE static __mmask16 First(int n) {
     return n >= 16 ? static_cast<__mmask16>(0xffff)
                    : static_cast<__mmask16>(n <= 0 ? 0 : (1u << n) - 1u);
   }
-  static __m512 Widen(__m256i h) {
+  SOFTLANE_INLINE static __m512 Widen(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }
 };
@@ -64,132 +64,149 @@ struct ND {
   using Bits = NL;
   static constexpr int kLanes = 8;
   __m512d v;
-  static ND Set(double x) { return {_mm512_set1_pd(x)}; }
-  static ND Load(const double* p) { return {_mm512_loadu_pd(p)}; }
-  static ND LoadN(const double* p, int n, double fill) {
+  SOFTLANE_INLINE static ND Set(double x) { return {_mm512_set1_pd(x)}; }
+  SOFTLANE_INLINE static ND Load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  SOFTLANE_INLINE static ND LoadN(const double* p, int n, double fill) {
     return {_mm512_mask_loadu_pd(_mm512_set1_pd(fill), First(n), p)};
   }
-  static MD FirstN(int n) { return {First(n)}; }
-  static __mmask8 First(int n) {
+  SOFTLANE_INLINE static MD FirstN(int n) { return {First(n)}; }
+  SOFTLANE_INLINE static __mmask8 First(int n) {
     return n >= 8 ? static_cast<__mmask8>(0xff)
                   : static_cast<__mmask8>(n <= 0 ? 0 : (1u << n) - 1u);
   }
 };
 
-inline NF Add(NF a, NF b) { return {_mm512_add_ps(a.v, b.v)}; }
-inline ND Add(ND a, ND b) { return {_mm512_add_pd(a.v, b.v)}; }
-inline NF Sub(NF a, NF b) { return {_mm512_sub_ps(a.v, b.v)}; }
-inline ND Sub(ND a, ND b) { return {_mm512_sub_pd(a.v, b.v)}; }
-inline NF Mul(NF a, NF b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline ND Mul(ND a, ND b) { return {_mm512_mul_pd(a.v, b.v)}; }
-inline NF Div(NF a, NF b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline ND Div(ND a, ND b) { return {_mm512_div_pd(a.v, b.v)}; }
-inline NF MulAdd(NF a, NF b, NF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline ND MulAdd(ND a, ND b, ND c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
-inline NF NegMulAdd(NF a, NF b, NF c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
-inline ND NegMulAdd(ND a, ND b, ND c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
-inline NF MulSub(NF a, NF b, NF c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
-inline ND MulSub(ND a, ND b, ND c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
-inline NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
-inline ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
-inline NF Max(NF a, NF b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline ND Max(ND a, ND b) { return {_mm512_max_pd(a.v, b.v)}; }
-inline NF Abs(NF a) { return {_mm512_abs_ps(a.v)}; }
-inline ND Abs(ND a) { return {_mm512_abs_pd(a.v)}; }
+SOFTLANE_INLINE NF Add(NF a, NF b) { return {_mm512_add_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Add(ND a, ND b) { return {_mm512_add_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Sub(NF a, NF b) { return {_mm512_sub_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Sub(ND a, ND b) { return {_mm512_sub_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Mul(NF a, NF b) { return {_mm512_mul_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Mul(ND a, ND b) { return {_mm512_mul_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Div(NF a, NF b) { return {_mm512_div_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Div(ND a, ND b) { return {_mm512_div_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF MulAdd(NF a, NF b, NF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND MulAdd(ND a, ND b, ND c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF NegMulAdd(NF a, NF b, NF c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND NegMulAdd(ND a, ND b, ND c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF MulSub(NF a, NF b, NF c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
+SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
+SOFTLANE_INLINE NF Max(NF a, NF b) { return {_mm512_max_ps(a.v, b.v)}; }
+SOFTLANE_INLINE ND Max(ND a, ND b) { return {_mm512_max_pd(a.v, b.v)}; }
+SOFTLANE_INLINE NF Abs(NF a) { return {_mm512_abs_ps(a.v)}; }
+SOFTLANE_INLINE ND Abs(ND a) { return {_mm512_abs_pd(a.v)}; }
 
-inline MF Lt(NF a, NF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
-inline MD Lt(ND a, ND b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)}; }
-inline MF Eq(NF a, NF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
-inline MD Eq(ND a, ND b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
-inline MF IsNaN(NF a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
-inline MD IsNaN(ND a) { return {_mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q)}; }
-inline MF And(MF a, MF b) { return {static_cast<__mmask16>(a.v & b.v)}; }
-inline MD And(MD a, MD b) { return {static_cast<__mmask8>(a.v & b.v)}; }
-inline MF Or(MF a, MF b) { return {static_cast<__mmask16>(a.v | b.v)}; }
-inline MD Or(MD a, MD b) { return {static_cast<__mmask8>(a.v | b.v)}; }
-inline MF AndNot(MF a, MF b) { return {static_cast<__mmask16>(~a.v & b.v)}; }
-inline MD AndNot(MD a, MD b) { return {static_cast<__mmask8>(~a.v & b.v)}; }
-inline uint32_t BitsOfMask(MF m) { return m.v; }
-inline uint32_t BitsOfMask(MD m) { return m.v; }
-inline bool AnyTrue(MF m) { return m.v != 0; }
-inline bool AnyTrue(MD m) { return m.v != 0; }
-inline NF IfThenElse(MF m, NF a, NF b) { return {_mm512_mask_mov_ps(b.v, m.v, a.v)}; }
-inline ND IfThenElse(MD m, ND a, ND b) { return {_mm512_mask_mov_pd(b.v, m.v, a.v)}; }
-inline NF IfThenElseZero(MF m, NF a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
-inline ND IfThenElseZero(MD m, ND a) { return {_mm512_maskz_mov_pd(m.v, a.v)}; }
+SOFTLANE_INLINE MF Lt(NF a, NF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+SOFTLANE_INLINE MD Lt(ND a, ND b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)}; }
+SOFTLANE_INLINE MF Eq(NF a, NF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+SOFTLANE_INLINE MD Eq(ND a, ND b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+SOFTLANE_INLINE MF IsNaN(NF a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+SOFTLANE_INLINE MD IsNaN(ND a) { return {_mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+SOFTLANE_INLINE MF And(MF a, MF b) { return {static_cast<__mmask16>(a.v & b.v)}; }
+SOFTLANE_INLINE MD And(MD a, MD b) { return {static_cast<__mmask8>(a.v & b.v)}; }
+SOFTLANE_INLINE MF Or(MF a, MF b) { return {static_cast<__mmask16>(a.v | b.v)}; }
+SOFTLANE_INLINE MD Or(MD a, MD b) { return {static_cast<__mmask8>(a.v | b.v)}; }
+SOFTLANE_INLINE MF AndNot(MF a, MF b) { return {static_cast<__mmask16>(~a.v & b.v)}; }
+SOFTLANE_INLINE MD AndNot(MD a, MD b) { return {static_cast<__mmask8>(~a.v & b.v)}; }
+SOFTLANE_INLINE uint32_t BitsOfMask(MF m) { return m.v; }
+SOFTLANE_INLINE uint32_t BitsOfMask(MD m) { return m.v; }
+SOFTLANE_INLINE bool AnyTrue(MF m) { return m.v != 0; }
+SOFTLANE_INLINE bool AnyTrue(MD m) { return m.v != 0; }
+SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {_mm512_mask_mov_ps(b.v, m.v, a.v)}; }
+SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {_mm512_mask_mov_pd(b.v, m.v, a.v)}; }
+SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
+SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) { return {_mm512_maskz_mov_pd(m.v, a.v)}; }
 
-inline NI BitsOf(NF a) { return {_mm512_castps_si512(a.v)}; }
-inline NL BitsOf(ND a) { return {_mm512_castpd_si512(a.v)}; }
-inline NF FromBits(NI a) { return {_mm512_castsi512_ps(a.v)}; }
-inline ND FromBits(NL a) { return {_mm512_castsi512_pd(a.v)}; }
-inline NI Add(NI a, NI b) { return {_mm512_add_epi32(a.v, b.v)}; }
-inline NL Add(NL a, NL b) { return {_mm512_add_epi64(a.v, b.v)}; }
-inline NL Sub(NL a, NL b) { return {_mm512_sub_epi64(a.v, b.v)}; }
-inline NL And(NL a, NL b) { return {_mm512_and_si512(a.v, b.v)}; }
-inline NL Or(NL a, NL b) { return {_mm512_or_si512(a.v, b.v)}; }
+SOFTLANE_INLINE NI BitsOf(NF a) { return {_mm512_castps_si512(a.v)}; }
+SOFTLANE_INLINE NL BitsOf(ND a) { return {_mm512_castpd_si512(a.v)}; }
+SOFTLANE_INLINE NF FromBits(NI a) { return {_mm512_castsi512_ps(a.v)}; }
+SOFTLANE_INLINE ND FromBits(NL a) { return {_mm512_castsi512_pd(a.v)}; }
+SOFTLANE_INLINE NI Add(NI a, NI b) { return {_mm512_add_epi32(a.v, b.v)}; }
+SOFTLANE_INLINE NL Add(NL a, NL b) { return {_mm512_add_epi64(a.v, b.v)}; }
+SOFTLANE_INLINE NL Sub(NL a, NL b) { return {_mm512_sub_epi64(a.v, b.v)}; }
+SOFTLANE_INLINE NL And(NL a, NL b) { return {_mm512_and_si512(a.v, b.v)}; }
+SOFTLANE_INLINE NL Or(NL a, NL b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int kBits>
-inline NI ShiftLeft(NI a) {
+SOFTLANE_INLINE NI ShiftLeft(NI a) {
   return {_mm512_slli_epi32(a.v, kBits)};
 }
 template <int kBits>
-inline NL ShiftLeft(NL a) {
+SOFTLANE_INLINE NL ShiftLeft(NL a) {
   return {_mm512_slli_epi64(a.v, kBits)};
 }
 template <int kBits>
-inline NL ShiftRight(NL a) {
+SOFTLANE_INLINE NL ShiftRight(NL a) {
   return {_mm512_srli_epi64(a.v, kBits)};
 }
 
 // table[index & 7]
-inline NF Lookup8(const float* table, NI index) {
+SOFTLANE_INLINE NF Lookup8(const float* table, NI index) {
   return {_mm512_permutexvar_ps(index.v, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)))};
 }
-inline NI Lookup8(const int32_t* table, NI index) {
+SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
   return {_mm512_permutexvar_epi32(index.v, _mm512_broadcast_i32x8(half))};
 }
-inline ND Lookup8(const double* table, NL index) {
+SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
   return {_mm512_permutexvar_pd(index.v, _mm512_loadu_pd(table))};
 }
-inline NL Lookup8(const int64_t* table, NL index) {
+SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) {
   return {_mm512_permutexvar_epi64(index.v, _mm512_loadu_si512(table))};
 }
 
 // Lane i gets lane i ^ kDistance.
 template <int kDistance>
-inline NF SwapLanes(NF a) {
+SOFTLANE_INLINE NF SwapLanes(NF a) {
   if constexpr (kDistance == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
   if constexpr (kDistance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
   if constexpr (kDistance == 2) return {_mm512_permute_ps(a.v, 0x4e)};
   if constexpr (kDistance == 1) return {_mm512_permute_ps(a.v, 0xb1)};
 }
 template <int kDistance>
-inline ND SwapLanes(ND a) {
+SOFTLANE_INLINE ND SwapLanes(ND a) {
   if constexpr (kDistance == 4) return {_mm512_shuffle_f64x2(a.v, a.v, 0x4e)};
   if constexpr (kDistance == 2) return {_mm512_shuffle_f64x2(a.v, a.v, 0xb1)};
   if constexpr (kDistance == 1) return {_mm512_permute_pd(a.v, 0x55)};
 }
-inline float FirstLane(NF a) { return _mm512_cvtss_f32(a.v); }
-inline double FirstLane(ND a) { return _mm512_cvtsd_f64(a.v); }
+template <int kDistance>
+SOFTLANE_INLINE void Exchange(NF& a, NF& b) {
+  constexpr int kUpper = kDistance == 8   ? 0xff00
+                         : kDistance == 4 ? 0xf0f0
+                         : kDistance == 2 ? 0xcccc
+                                          : 0xaaaa;
+  const NF from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
+  a.v = _mm512_mask_mov_ps(a.v, static_cast<__mmask16>(kUpper), from_b.v);
+  b.v = _mm512_mask_mov_ps(from_a.v, static_cast<__mmask16>(kUpper), b.v);
+}
+template <int kDistance>
+SOFTLANE_INLINE void Exchange(ND& a, ND& b) {
+  constexpr int kUpper = kDistance == 4 ? 0xf0 : kDistance == 2 ? 0xcc : 0xaa;
+  const ND from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
+  a.v = _mm512_mask_mov_pd(a.v, static_cast<__mmask8>(kUpper), from_b.v);
+  b.v = _mm512_mask_mov_pd(from_a.v, static_cast<__mmask8>(kUpper), b.v);
+}
+SOFTLANE_INLINE float FirstLane(NF a) { return _mm512_cvtss_f32(a.v); }
+SOFTLANE_INLINE double FirstLane(ND a) { return _mm512_cvtsd_f64(a.v); }
 
-inline Pair<ND> Promote(NF a) {
+SOFTLANE_INLINE Pair<ND> Promote(NF a) {
   return {{_mm512_cvtps_pd(_mm512_castps512_ps256(a.v))},
           {_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))}};
 }
-inline NF Demote(Pair<ND> a) {
-  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.a.v)),
-                             _mm512_cvtpd_ps(a.b.v), 1)};
+SOFTLANE_INLINE NF Demote(Pair<ND> a) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.a.v)), _mm512_cvtpd_ps(a.b.v),
+                             1)};
 }
 
-inline void Store(NF a, float* p) { _mm512_storeu_ps(p, a.v); }
-inline void Store(ND a, double* p) { _mm512_storeu_pd(p, a.v); }
-inline void StoreN(NF a, float* p, int n) { _mm512_mask_storeu_ps(p, NF::First(n), a.v); }
-inline void StoreN(ND a, double* p, int n) { _mm512_mask_storeu_pd(p, ND::First(n), a.v); }
-inline __m256i ToHalf(NF a, Float16*) {
+SOFTLANE_INLINE void Store(NF a, float* p) { _mm512_storeu_ps(p, a.v); }
+SOFTLANE_INLINE void Store(ND a, double* p) { _mm512_storeu_pd(p, a.v); }
+SOFTLANE_INLINE void StoreN(NF a, float* p, int n) { _mm512_mask_storeu_ps(p, NF::First(n), a.v); }
+SOFTLANE_INLINE void StoreN(ND a, double* p, int n) { _mm512_mask_storeu_pd(p, ND::First(n), a.v); }
+SOFTLANE_INLINE __m256i ToHalf(NF a, Float16*) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 // Round to nearest even by integer arithmetic (the bf16 instruction flushes subnormals).
-inline __m256i ToHalf(NF a, BFloat16*) {
+SOFTLANE_INLINE __m256i ToHalf(NF a, BFloat16*) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -197,16 +214,16 @@ inline __m256i ToHalf(NF a, BFloat16*) {
   const __m512i rounded = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
-inline void Store(NF a, Float16* p) {
+SOFTLANE_INLINE void Store(NF a, Float16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ToHalf(a, p));
 }
-inline void Store(NF a, BFloat16* p) {
+SOFTLANE_INLINE void Store(NF a, BFloat16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ToHalf(a, p));
 }
-inline void StoreN(NF a, Float16* p, int n) {
+SOFTLANE_INLINE void StoreN(NF a, Float16* p, int n) {
   _mm256_mask_storeu_epi16(p, NF::First(n), ToHalf(a, p));
 }
-inline void StoreN(NF a, BFloat16* p, int n) {
+SOFTLANE_INLINE void StoreN(NF a, BFloat16* p, int n) {
   _mm256_mask_storeu_epi16(p, NF::First(n), ToHalf(a, p));
 }
 

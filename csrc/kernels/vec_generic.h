@@ -5,12 +5,12 @@
 struct NI {
   static constexpr int kLanes = 1;
   int32_t v;
-  static NI Set(int32_t x) { return {x}; }
+  SOFTLANE_INLINE static NI Set(int32_t x) { return {x}; }
 };
 struct NL {
   static constexpr int kLanes = 1;
   int64_t v;
-  static NL Set(int64_t x) { return {x}; }
+  SOFTLANE_INLINE static NL Set(int64_t x) { return {x}; }
 };
 struct MF {
   bool v;
@@ -20,7 +20,7 @@ struct MD {
 };
 
 template <class To, class From>
-inline To BitCast(From from) {
+SOFTLANE_INLINE To BitCast(From from) {
   static_assert(sizeof(To) == sizeof(From), "");
   To to;
   __builtin_memcpy(&to, &from, sizeof(to));
@@ -28,15 +28,17 @@ inline To BitCast(From from) {
 }
 
 // half <-> float by integer arithmetic, round to nearest even.
-inline float HalfToFloat(Float16 h) {
+SOFTLANE_INLINE float HalfToFloat(Float16 h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(h.bits & 0x7fff) << 13;
   if (magnitude >= 0x0f800000u) return BitCast<float>(sign | magnitude | 0x7f800000u);
   // A multiplication by 2^112 moves the exponent and normalises subnormals, exactly.
   return BitCast<float>(sign | BitCast<uint32_t>(BitCast<float>(magnitude) * 0x1p112f));
 }
-inline float HalfToFloat(BFloat16 h) { return BitCast<float>(static_cast<uint32_t>(h.bits) << 16); }
-inline void FloatToHalf(float x, Float16* out) {
+SOFTLANE_INLINE float HalfToFloat(BFloat16 h) {
+  return BitCast<float>(static_cast<uint32_t>(h.bits) << 16);
+}
+SOFTLANE_INLINE void FloatToHalf(float x, Float16* out) {
   const uint32_t bits = BitCast<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   uint32_t magnitude = bits & 0x7fffffffu;
@@ -53,7 +55,7 @@ inline void FloatToHalf(float x, Float16* out) {
   }
   out->bits = static_cast<uint16_t>(sign | magnitude);
 }
-inline void FloatToHalf(float x, BFloat16* out) {
+SOFTLANE_INLINE void FloatToHalf(float x, BFloat16* out) {
   const uint32_t bits = BitCast<uint32_t>(x);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   const uint32_t rounded = nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -66,17 +68,17 @@ struct NF {
   using Bits = NI;
   static constexpr int kLanes = 1;
   float v;
-  static NF Set(float x) { return {x}; }
-  static NF Load(const float* p) { return {*p}; }
+  SOFTLANE_INLINE static NF Set(float x) { return {x}; }
+  SOFTLANE_INLINE static NF Load(const float* p) { return {*p}; }
   template <class Half>
-  static NF Load(const Half* p) {
+  SOFTLANE_INLINE static NF Load(const Half* p) {
     return {HalfToFloat(*p)};
   }
   template <class T>
-  static NF LoadN(const T* p, int n, float fill) {
+  SOFTLANE_INLINE static NF LoadN(const T* p, int n, float fill) {
     return n > 0 ? Load(p) : NF{fill};
   }
-  static MF FirstN(int n) { return {n > 0}; }
+  SOFTLANE_INLINE static MF FirstN(int n) { return {n > 0}; }
 };
 struct ND {
   using Scalar = double;
@@ -84,15 +86,17 @@ struct ND {
   using Bits = NL;
   static constexpr int kLanes = 1;
   double v;
-  static ND Set(double x) { return {x}; }
-  static ND Load(const double* p) { return {*p}; }
-  static ND LoadN(const double* p, int n, double fill) { return {n > 0 ? *p : fill}; }
-  static MD FirstN(int n) { return {n > 0}; }
+  SOFTLANE_INLINE static ND Set(double x) { return {x}; }
+  SOFTLANE_INLINE static ND Load(const double* p) { return {*p}; }
+  SOFTLANE_INLINE static ND LoadN(const double* p, int n, double fill) {
+    return {n > 0 ? *p : fill};
+  }
+  SOFTLANE_INLINE static MD FirstN(int n) { return {n > 0}; }
 };
 
 // a + b rounded to odd, for finite a + b: a second rounding, to fewer digits, then rounds as if it were
 // the only one (Boldo, Melquiond: Emulation of a FMA and correctly rounded sums, 2008).
-inline double AddToOdd(double a, double b) {
+SOFTLANE_INLINE double AddToOdd(double a, double b) {
   const double sum = a + b;
   const double b_part = sum - a;
   const double lost = (a - (sum - b_part)) + (b - b_part);
@@ -103,11 +107,11 @@ inline double AddToOdd(double a, double b) {
 }
 // a*b + c with one rounding. float: the product is exact in double. double: Dekker's product; the
 // plain formula where that would overflow or has no digits to lose.
-inline float FusedMulAdd(float a, float b, float c) {
+SOFTLANE_INLINE float FusedMulAdd(float a, float b, float c) {
   const double p = static_cast<double>(a) * static_cast<double>(b);
   return static_cast<float>(AddToOdd(p, static_cast<double>(c)));
 }
-inline double FusedMulAdd(double a, double b, double c) {
+SOFTLANE_INLINE double FusedMulAdd(double a, double b, double c) {
   const double p = a * b;
   const double limit = 0x1p900;
   const double size = __builtin_fabs(a) > __builtin_fabs(b) ? __builtin_fabs(a) : __builtin_fabs(b);
@@ -127,105 +131,107 @@ inline double FusedMulAdd(double a, double b, double c) {
   return high + AddToOdd(mid, low);
 }
 
-inline NF Add(NF a, NF b) { return {a.v + b.v}; }
-inline ND Add(ND a, ND b) { return {a.v + b.v}; }
-inline NF Sub(NF a, NF b) { return {a.v - b.v}; }
-inline ND Sub(ND a, ND b) { return {a.v - b.v}; }
-inline NF Mul(NF a, NF b) { return {a.v * b.v}; }
-inline ND Mul(ND a, ND b) { return {a.v * b.v}; }
-inline NF Div(NF a, NF b) { return {a.v / b.v}; }
-inline ND Div(ND a, ND b) { return {a.v / b.v}; }
+SOFTLANE_INLINE NF Add(NF a, NF b) { return {a.v + b.v}; }
+SOFTLANE_INLINE ND Add(ND a, ND b) { return {a.v + b.v}; }
+SOFTLANE_INLINE NF Sub(NF a, NF b) { return {a.v - b.v}; }
+SOFTLANE_INLINE ND Sub(ND a, ND b) { return {a.v - b.v}; }
+SOFTLANE_INLINE NF Mul(NF a, NF b) { return {a.v * b.v}; }
+SOFTLANE_INLINE ND Mul(ND a, ND b) { return {a.v * b.v}; }
+SOFTLANE_INLINE NF Div(NF a, NF b) { return {a.v / b.v}; }
+SOFTLANE_INLINE ND Div(ND a, ND b) { return {a.v / b.v}; }
 // MulAdd may round twice where nothing depends on it; MulAddExact and the others do not.
-inline NF MulAdd(NF a, NF b, NF c) {
+SOFTLANE_INLINE NF MulAdd(NF a, NF b, NF c) {
   return {static_cast<float>(static_cast<double>(a.v) * static_cast<double>(b.v) +
                              static_cast<double>(c.v))};
 }
-inline ND MulAdd(ND a, ND b, ND c) { return {a.v * b.v + c.v}; }
-inline NF MulAddExact(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
-inline ND MulAddExact(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
-inline NF NegMulAdd(NF a, NF b, NF c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
-inline ND NegMulAdd(ND a, ND b, ND c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
-inline NF MulSub(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
-inline ND MulSub(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
-inline NF Max(NF a, NF b) { return {a.v > b.v ? a.v : b.v}; }
-inline ND Max(ND a, ND b) { return {a.v > b.v ? a.v : b.v}; }
-inline NF Abs(NF a) { return {__builtin_fabsf(a.v)}; }
-inline ND Abs(ND a) { return {__builtin_fabs(a.v)}; }
+SOFTLANE_INLINE ND MulAdd(ND a, ND b, ND c) { return {a.v * b.v + c.v}; }
+SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF NegMulAdd(NF a, NF b, NF c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
+SOFTLANE_INLINE ND NegMulAdd(ND a, ND b, ND c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
+SOFTLANE_INLINE NF MulSub(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
+SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
+SOFTLANE_INLINE NF Max(NF a, NF b) { return {a.v > b.v ? a.v : b.v}; }
+SOFTLANE_INLINE ND Max(ND a, ND b) { return {a.v > b.v ? a.v : b.v}; }
+SOFTLANE_INLINE NF Abs(NF a) { return {__builtin_fabsf(a.v)}; }
+SOFTLANE_INLINE ND Abs(ND a) { return {__builtin_fabs(a.v)}; }
 
-inline MF Lt(NF a, NF b) { return {a.v < b.v}; }
-inline MD Lt(ND a, ND b) { return {a.v < b.v}; }
-inline MF Eq(NF a, NF b) { return {a.v == b.v}; }
-inline MD Eq(ND a, ND b) { return {a.v == b.v}; }
-inline MF IsNaN(NF a) { return {a.v != a.v}; }
-inline MD IsNaN(ND a) { return {a.v != a.v}; }
-inline MF And(MF a, MF b) { return {a.v && b.v}; }
-inline MD And(MD a, MD b) { return {a.v && b.v}; }
-inline MF Or(MF a, MF b) { return {a.v || b.v}; }
-inline MD Or(MD a, MD b) { return {a.v || b.v}; }
-inline MF AndNot(MF a, MF b) { return {!a.v && b.v}; }
-inline MD AndNot(MD a, MD b) { return {!a.v && b.v}; }
-inline uint32_t BitsOfMask(MF m) { return m.v; }
-inline uint32_t BitsOfMask(MD m) { return m.v; }
-inline bool AnyTrue(MF m) { return m.v; }
-inline bool AnyTrue(MD m) { return m.v; }
-inline NF IfThenElse(MF m, NF a, NF b) { return {m.v ? a.v : b.v}; }
-inline ND IfThenElse(MD m, ND a, ND b) { return {m.v ? a.v : b.v}; }
-inline NF IfThenElseZero(MF m, NF a) { return {m.v ? a.v : 0.0f}; }
-inline ND IfThenElseZero(MD m, ND a) { return {m.v ? a.v : 0.0}; }
+SOFTLANE_INLINE MF Lt(NF a, NF b) { return {a.v < b.v}; }
+SOFTLANE_INLINE MD Lt(ND a, ND b) { return {a.v < b.v}; }
+SOFTLANE_INLINE MF Eq(NF a, NF b) { return {a.v == b.v}; }
+SOFTLANE_INLINE MD Eq(ND a, ND b) { return {a.v == b.v}; }
+SOFTLANE_INLINE MF IsNaN(NF a) { return {a.v != a.v}; }
+SOFTLANE_INLINE MD IsNaN(ND a) { return {a.v != a.v}; }
+SOFTLANE_INLINE MF And(MF a, MF b) { return {a.v && b.v}; }
+SOFTLANE_INLINE MD And(MD a, MD b) { return {a.v && b.v}; }
+SOFTLANE_INLINE MF Or(MF a, MF b) { return {a.v || b.v}; }
+SOFTLANE_INLINE MD Or(MD a, MD b) { return {a.v || b.v}; }
+SOFTLANE_INLINE MF AndNot(MF a, MF b) { return {!a.v && b.v}; }
+SOFTLANE_INLINE MD AndNot(MD a, MD b) { return {!a.v && b.v}; }
+SOFTLANE_INLINE uint32_t BitsOfMask(MF m) { return m.v; }
+SOFTLANE_INLINE uint32_t BitsOfMask(MD m) { return m.v; }
+SOFTLANE_INLINE bool AnyTrue(MF m) { return m.v; }
+SOFTLANE_INLINE bool AnyTrue(MD m) { return m.v; }
+SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {m.v ? a.v : b.v}; }
+SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {m.v ? a.v : b.v}; }
+SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) { return {m.v ? a.v : 0.0f}; }
+SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) { return {m.v ? a.v : 0.0}; }
 
 // Integer lanes wrap around, as the hardware's do.
-inline int32_t Wrap(uint32_t x) { return static_cast<int32_t>(x); }
-inline int64_t Wrap(uint64_t x) { return static_cast<int64_t>(x); }
-inline uint32_t Bare(int32_t x) { return static_cast<uint32_t>(x); }
-inline uint64_t Bare(int64_t x) { return static_cast<uint64_t>(x); }
-inline NI BitsOf(NF a) { return {BitCast<int32_t>(a.v)}; }
-inline NL BitsOf(ND a) { return {BitCast<int64_t>(a.v)}; }
-inline NF FromBits(NI a) { return {BitCast<float>(a.v)}; }
-inline ND FromBits(NL a) { return {BitCast<double>(a.v)}; }
-inline NI Add(NI a, NI b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
-inline NL Add(NL a, NL b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
-inline NL Sub(NL a, NL b) { return {Wrap(Bare(a.v) - Bare(b.v))}; }
-inline NL And(NL a, NL b) { return {a.v & b.v}; }
-inline NL Or(NL a, NL b) { return {a.v | b.v}; }
+SOFTLANE_INLINE int32_t Wrap(uint32_t x) { return static_cast<int32_t>(x); }
+SOFTLANE_INLINE int64_t Wrap(uint64_t x) { return static_cast<int64_t>(x); }
+SOFTLANE_INLINE uint32_t Bare(int32_t x) { return static_cast<uint32_t>(x); }
+SOFTLANE_INLINE uint64_t Bare(int64_t x) { return static_cast<uint64_t>(x); }
+SOFTLANE_INLINE NI BitsOf(NF a) { return {BitCast<int32_t>(a.v)}; }
+SOFTLANE_INLINE NL BitsOf(ND a) { return {BitCast<int64_t>(a.v)}; }
+SOFTLANE_INLINE NF FromBits(NI a) { return {BitCast<float>(a.v)}; }
+SOFTLANE_INLINE ND FromBits(NL a) { return {BitCast<double>(a.v)}; }
+SOFTLANE_INLINE NI Add(NI a, NI b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
+SOFTLANE_INLINE NL Add(NL a, NL b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
+SOFTLANE_INLINE NL Sub(NL a, NL b) { return {Wrap(Bare(a.v) - Bare(b.v))}; }
+SOFTLANE_INLINE NL And(NL a, NL b) { return {a.v & b.v}; }
+SOFTLANE_INLINE NL Or(NL a, NL b) { return {a.v | b.v}; }
 template <int kBits>
-inline NI ShiftLeft(NI a) {
+SOFTLANE_INLINE NI ShiftLeft(NI a) {
   return {Wrap(Bare(a.v) << kBits)};
 }
 template <int kBits>
-inline NL ShiftLeft(NL a) {
+SOFTLANE_INLINE NL ShiftLeft(NL a) {
   return {Wrap(Bare(a.v) << kBits)};
 }
 template <int kBits>
-inline NL ShiftRight(NL a) {
+SOFTLANE_INLINE NL ShiftRight(NL a) {
   return {Wrap(Bare(a.v) >> kBits)};
 }
 
 // table[index & 7]
-inline NF Lookup8(const float* table, NI index) { return {table[index.v & 7]}; }
-inline NI Lookup8(const int32_t* table, NI index) { return {table[index.v & 7]}; }
-inline ND Lookup8(const double* table, NL index) { return {table[index.v & 7]}; }
-inline NL Lookup8(const int64_t* table, NL index) { return {table[index.v & 7]}; }
+SOFTLANE_INLINE NF Lookup8(const float* table, NI index) { return {table[index.v & 7]}; }
+SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) { return {table[index.v & 7]}; }
+SOFTLANE_INLINE ND Lookup8(const double* table, NL index) { return {table[index.v & 7]}; }
+SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) { return {table[index.v & 7]}; }
 
 template <int kDistance>
-inline NF SwapLanes(NF a) {
+SOFTLANE_INLINE NF SwapLanes(NF a) {
   return a;
 }
 template <int kDistance>
-inline ND SwapLanes(ND a) {
+SOFTLANE_INLINE ND SwapLanes(ND a) {
   return a;
 }
-inline float FirstLane(NF a) { return a.v; }
-inline double FirstLane(ND a) { return a.v; }
+template <int kDistance, class V>
+SOFTLANE_INLINE void Exchange(V&, V&) {}  // one lane: nothing to exchange within it
+SOFTLANE_INLINE float FirstLane(NF a) { return a.v; }
+SOFTLANE_INLINE double FirstLane(ND a) { return a.v; }
 
-inline ND Promote(NF a) { return {static_cast<double>(a.v)}; }
-inline NF Demote(ND a) { return {static_cast<float>(a.v)}; }
+SOFTLANE_INLINE ND Promote(NF a) { return {static_cast<double>(a.v)}; }
+SOFTLANE_INLINE NF Demote(ND a) { return {static_cast<float>(a.v)}; }
 
-inline void Store(NF a, float* p) { *p = a.v; }
-inline void Store(ND a, double* p) { *p = a.v; }
-inline void Store(NF a, Float16* p) { FloatToHalf(a.v, p); }
-inline void Store(NF a, BFloat16* p) { FloatToHalf(a.v, p); }
+SOFTLANE_INLINE void Store(NF a, float* p) { *p = a.v; }
+SOFTLANE_INLINE void Store(ND a, double* p) { *p = a.v; }
+SOFTLANE_INLINE void Store(NF a, Float16* p) { FloatToHalf(a.v, p); }
+SOFTLANE_INLINE void Store(NF a, BFloat16* p) { FloatToHalf(a.v, p); }
 template <class V, class T>
-inline void StoreN(V a, T* p, int n) {
+SOFTLANE_INLINE void StoreN(V a, T* p, int n) {
   if (n > 0) Store(a, p);
 }
 

@@ -946,9 +946,9 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "reference":
-        return import_module("softlane.reference")
-    if name in ("torch", "dask"):
+    if name in ("reference", "torch"):
+        return import_module(f"softlane.{name}")
+    if name == "dask":
         raise NotImplementedError(f"softlane.{name} is not implemented yet")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -5,6 +5,8 @@ Nothing is computed here. What is checked here is not checked again below.
 
 from __future__ import annotations
 
+import math
+import struct
 import sys
 from importlib import import_module
 from numbers import Real
@@ -131,6 +133,19 @@ def _loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, ())
 
 
+_NATIVE_SIZES = {code: struct.calcsize(code) for code in "?bBhHiIlLqQnNefd"}
+_STANDARD_SIZES = {code: struct.calcsize("=" + code) for code in "?bBhHiIlLqQefd"}
+
+
+def _is_sound(view: memoryview) -> bool:
+    """Whether an exporter's format, item size, shape and length agree, as far as can be told."""
+    order, code = view.format[:-1], view.format[-1:]
+    sizes = _NATIVE_SIZES if order in ("", "@") else _STANDARD_SIZES
+    known = sizes.get(code) if len(order) <= 1 else None
+    items = math.prod(view.shape)
+    return known in (None, view.itemsize) and items * view.itemsize == view.nbytes
+
+
 def as_array(source: Any, name: str) -> Array:
     """Any array-like as a plain ndarray of whatever dtype, of the same memory where it has any."""
     if type(source) is np.ndarray:
@@ -146,9 +161,14 @@ def as_array(source: Any, name: str) -> Array:
         view = memoryview(source)
     except (TypeError, BufferError):
         return _from_dlpack_or_sequence(source, name)
+    if not _is_sound(view):  # NumPy would read past the end
+        raise TypeError(
+            f"{name} is a buffer whose shape {view.shape} and item size {view.itemsize} do not agree "
+            f"with its format {view.format!r} and its {view.nbytes} bytes"
+        )
     try:
         return np.asarray(view)  # of the view: NumPy takes bytes themselves for a string
-    except (ValueError, BufferError) as error:
+    except (ValueError, BufferError, RuntimeError) as error:
         raise TypeError(f"{name} is a buffer that NumPy cannot read: {error}") from None
 
 

@@ -481,13 +481,29 @@ void Swap(Hash& hash) {
   if constexpr (kDistance > 1) Swap<V, kDistance / 2>(hash);
 }
 
+template <class V, int kDistance>
+void Exchanges(Hash& hash) {
+  typename V::Scalar low[V::kLanes], high[V::kLanes];
+  for (int i = 0; i < V::kLanes; ++i) {
+    low[i] = static_cast<typename V::Scalar>(i + 1);
+    high[i] = static_cast<typename V::Scalar>(i + 101);
+  }
+  V a = V::Load(low), b = V::Load(high);
+  Exchange<kDistance>(a, b);
+  AddBits(hash, a);
+  AddBits(hash, b);
+  if constexpr (kDistance > 1) Exchanges<V, kDistance / 2>(hash);
+}
+
 template <class V>
 void Moves() {
   using T = typename V::Scalar;
   using Int = typename Format<T>::Int;
   const std::vector<T> singles = Singles<T>();
   Unary<V>("Load", false, singles, [](V a) { return a; });
-  Hash set, first, swap, bits, floats, ints;
+  Hash set, first, swap, exchange, bits, floats, ints;
+  Exchanges<V, V::kLanes / 2>(exchange);
+  exchange.Line("Exchange", TypeName<T>());
   Swap<V, V::kLanes / 2>(swap);
   swap.Line("SwapLanes", TypeName<T>());
   Random random(4);
