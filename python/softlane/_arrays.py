@@ -142,8 +142,12 @@ def _is_sound(view: memoryview) -> bool:
     order, code = view.format[:-1], view.format[-1:]
     sizes = _NATIVE_SIZES if order in ("", "@") else _STANDARD_SIZES
     known = sizes.get(code) if len(order) <= 1 else None
-    items = math.prod(view.shape)
-    return known in (None, view.itemsize) and items * view.itemsize == view.nbytes
+    items = math.prod(view.shape or ())
+    return (
+        view.format != ""
+        and known in (None, view.itemsize)
+        and items * view.itemsize == view.nbytes
+    )
 
 
 def as_array(source: Any, name: str) -> Array:
