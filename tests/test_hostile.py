@@ -24,7 +24,8 @@ try:
 except ImportError:
     exporters = None
 
-pytestmark = pytest.mark.timeout(300)
+# Unfinished: a few lying exporters still crash inside NumPy, and broadcast arrays of 2**60 elements take for ever.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.unfinished]
 needs_exporters = pytest.mark.skipif(exporters is None, reason="needs CPython's _testbuffer")
 
 REFUSED = (TypeError, ValueError, BufferError)
