@@ -26,13 +26,14 @@ namespace {
 // Thrown when the Python error is already set.
 struct PythonError {};
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+constexpr bool kLittle = false;
+#else
+constexpr bool kLittle = true;
+#endif
+
 DType dtype_of(const Py_buffer& b, bool* swapped) {
   const char* format = b.format == nullptr ? "B" : b.format;
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-  constexpr bool kLittle = false;
-#else
-  constexpr bool kLittle = true;
-#endif
   *swapped = false;
   if (*format == '<') *swapped = !kLittle;
   if (*format == '>' || *format == '!') *swapped = kLittle;
@@ -77,26 +78,102 @@ DType dtype_of(const Py_buffer& b, bool* swapped) {
   throw PythonError();
 }
 
+// NumPy's own arrays are read where they are: to ask for a buffer costs as much as a small softmax, as
+// NumPy spells the format out each time.
+const py::detail::npy_api& numpy() { return py::detail::npy_api::get(); }
+
+template <class T>
+constexpr DType integer_of(DType one, DType two, DType four, DType eight) {
+  return sizeof(T) == 1 ? one : sizeof(T) == 2 ? two : sizeof(T) == 4 ? four : eight;
+}
+template <class T>
+constexpr DType kIntegerOf =
+    std::is_signed<T>::value
+        ? integer_of<T>(DType::kInt8, DType::kInt16, DType::kInt32, DType::kInt64)
+        : integer_of<T>(DType::kUInt8, DType::kUInt16, DType::kUInt32, DType::kUInt64);
+
+// The dtype of NumPy's type number, if it is one of ours.
+std::optional<DType> dtype_of_number(int number) {
+  constexpr DType kIntegers[] = {
+      DType::kBool,
+      kIntegerOf<signed char>,
+      kIntegerOf<unsigned char>,
+      kIntegerOf<short>,
+      kIntegerOf<unsigned short>,
+      kIntegerOf<int>,
+      kIntegerOf<unsigned int>,
+      kIntegerOf<long>,
+      kIntegerOf<unsigned long>,
+      kIntegerOf<long long>,
+      kIntegerOf<unsigned long long>,
+  };
+  constexpr int kHalf = 23;  // has no name in pybind11
+  if (number >= 0 && number <= py::detail::npy_api::NPY_ULONGLONG_) return kIntegers[number];
+  if (number == py::detail::npy_api::NPY_FLOAT_) return DType::kFloat32;
+  if (number == py::detail::npy_api::NPY_DOUBLE_) return DType::kFloat64;
+  if (number == kHalf) return DType::kFloat16;
+  return std::nullopt;
+}
+
+// An exact ndarray of one of our dtypes; anything else gives no value.
+struct Array {
+  const py::detail::PyArray_Proxy* proxy;
+  DType dtype;
+  bool swapped;
+
+  static std::optional<Array> of(PyObject* object) {
+    if (Py_TYPE(object) != numpy().PyArray_Type_) return std::nullopt;
+    const auto* proxy = py::detail::array_proxy(object);
+    const auto* descr = py::detail::array_descriptor_proxy(proxy->descr);
+    const std::optional<DType> dtype = dtype_of_number(descr->type_num);
+    if (!dtype) return std::nullopt;
+    return Array{proxy, *dtype, descr->byteorder == (kLittle ? '>' : '<')};
+  }
+  bool has(int flags) const { return (proxy->flags & flags) == flags; }
+  void fill(View& view) const {
+    view.data = proxy->data;
+    view.dtype = dtype;
+    view.swapped = swapped;
+    view.ndim = proxy->nd;  // NumPy has at most 64
+    for (size_t d = 0; d < static_cast<size_t>(proxy->nd); ++d) {
+      view.shape[d] = proxy->dimensions[d];
+      view.strides[d] = proxy->strides[d];
+    }
+  }
+};
+
 // A buffer held for the length of a call.
 class Buffer {
  public:
   Buffer(PyObject* object, bool writable, bool bfloat16) {
-    const int flags = writable ? PyBUF_FULL : PyBUF_FULL_RO;
-    if (PyObject_GetBuffer(object, &buffer_, flags) != 0) throw PythonError();
-    try {
-      fill(bfloat16);
-    } catch (...) {
-      PyBuffer_Release(&buffer_);
-      throw;
+    const auto array = Array::of(object);
+    if (array && (!writable || array->has(py::detail::npy_api::NPY_ARRAY_WRITEABLE_))) {
+      array->fill(view_);
+    } else {
+      acquire(object, writable);
     }
+    if (bfloat16 && view_.dtype == DType::kUInt16) view_.dtype = DType::kBFloat16;
   }
-  ~Buffer() { PyBuffer_Release(&buffer_); }
+  ~Buffer() {
+    if (acquired_) PyBuffer_Release(&buffer_);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   const View& view() const { return view_; }
 
  private:
-  void fill(bool bfloat16) {
+  void acquire(PyObject* object, bool writable) {
+    const int flags = writable ? PyBUF_FULL : PyBUF_FULL_RO;
+    if (PyObject_GetBuffer(object, &buffer_, flags) != 0) throw PythonError();
+    acquired_ = true;
+    try {
+      fill();
+    } catch (...) {
+      PyBuffer_Release(&buffer_);
+      throw;
+    }
+  }
+  void fill() {
     if (buffer_.suboffsets != nullptr) {
       for (int d = 0; d < buffer_.ndim; ++d) {
         if (buffer_.suboffsets[d] < 0) continue;
@@ -112,7 +189,6 @@ class Buffer {
     check_extent();
     view_.data = static_cast<char*>(buffer_.buf);
     view_.dtype = dtype_of(buffer_, &view_.swapped);
-    if (bfloat16 && view_.dtype == DType::kUInt16) view_.dtype = DType::kBFloat16;
     view_.ndim = buffer_.ndim;
     for (int d = 0; d < buffer_.ndim; ++d) {
       const auto i = static_cast<size_t>(d);
@@ -146,6 +222,7 @@ class Buffer {
     throw PythonError();
   }
   Py_buffer buffer_;
+  bool acquired_ = false;
   View view_;
 };
 
@@ -200,15 +277,108 @@ uint64_t as_axes(PyObject* object, int ndim) {
   return axes;
 }
 
-// Runs f without the GIL, and with default rounding; small work is done before another thread would
-// have got the GIL.
+// Small work is done before another thread would have got the GIL.
+constexpr size_t kKeepGil = 4096;
+
+// Runs f without the GIL, and with default rounding.
 template <class F>
 auto compute(size_t elements, F f) {
-  constexpr size_t kKeepGil = 4096;
   std::optional<py::gil_scoped_release> released;
   if (elements > kKeepGil) released.emplace();
   const DefaultFpEnvironment environment;
   return f();
+}
+
+// The arrays that most calls are made with: ndarrays of a plain floating dtype, C-contiguous, with an int
+// for the axis. Everything else gives no value, and is for the general path.
+struct Plain {
+  Array array;
+  int axis;
+  size_t elements;
+  bool last;  // the axis
+
+  static std::optional<Plain> of(PyObject* object, PyObject* axis) {
+    const auto array = Array::of(object);
+    if (!array || !is_floating(array->dtype) || array->swapped || !PyLong_CheckExact(axis) ||
+        !array->has(py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
+                    py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+      return std::nullopt;
+    }
+    int overflow = 0;
+    const long given = PyLong_AsLongAndOverflow(axis, &overflow);
+    const int ndim = array->proxy->nd;
+    if (overflow != 0 || given < -ndim || given >= ndim) return std::nullopt;
+    const int place = static_cast<int>(given < 0 ? given + ndim : given);
+    size_t elements = 1;
+    for (int d = 0; d < ndim; ++d) elements *= static_cast<size_t>(array->proxy->dimensions[d]);
+    return Plain{*array, place, elements, place == ndim - 1};
+  }
+  size_t length() const { return static_cast<size_t>(array.proxy->dimensions[axis]); }
+};
+
+// (x, axis, log): softmax into a new array, or None where the general path has to see to it.
+PyObject* plain_softmax_call(PyObject* const* a) {
+  const auto plain = Plain::of(a[0], a[1]);
+  if (!plain) Py_RETURN_NONE;
+  const Array& x = plain->array;
+  const bool log = a[2] == Py_True;
+  Py_INCREF(x.proxy->descr);  // taken over by the new array
+  PyObject* result =
+      numpy().PyArray_NewFromDescr_(numpy().PyArray_Type_, x.proxy->descr, x.proxy->nd,
+                                    x.proxy->dimensions, nullptr, nullptr, 0, nullptr);
+  if (result == nullptr) throw PythonError();
+  const auto out = py::reinterpret_steal<py::object>(result);
+  if (plain->elements == 0) return out.inc_ref().ptr();
+  char* to = py::detail::array_proxy(result)->data;
+  if (plain->last && plain->elements <= kKeepGil) {
+    const DefaultFpEnvironment environment;
+    softmax_rows(x.proxy->data, to, x.dtype, plain->elements / plain->length(), plain->length(),
+                 log);
+    return out.inc_ref().ptr();
+  }
+  View from, into;
+  x.fill(from);
+  into = from;
+  into.data = to;
+  compute(plain->elements,
+          [&] { softmax(from, into, uint64_t{1} << plain->axis, nullptr, 1, log); });
+  return out.inc_ref().ptr();
+}
+
+// (x, axis): logsumexp as an array or a scalar, or None where the general path has to see to it.
+PyObject* plain_logsumexp_call(PyObject* const* a) {
+  const auto plain = Plain::of(a[0], a[1]);
+  if (!plain) Py_RETURN_NONE;
+  const Array& x = plain->array;
+  View from, into;
+  x.fill(from);
+  into.ndim = 0;
+  for (int d = 0; d < from.ndim; ++d) {
+    if (d == plain->axis) continue;
+    into.shape[static_cast<size_t>(into.ndim++)] = from.shape[static_cast<size_t>(d)];
+  }
+  const bool wide = x.dtype == DType::kFloat64;
+  const auto& api = numpy();
+  py::object descr = py::reinterpret_steal<py::object>(api.PyArray_DescrFromType_(
+      wide ? py::detail::npy_api::NPY_DOUBLE_ : py::detail::npy_api::NPY_FLOAT_));
+  if (!descr) throw PythonError();
+  into.dtype = wide ? DType::kFloat64 : DType::kFloat32;
+  const uint64_t axes = uint64_t{1} << plain->axis;
+  if (into.ndim == 0) {
+    char value[sizeof(double)];
+    into.data = value;
+    compute(plain->elements, [&] { logsumexp(from, into, nullptr, axes, nullptr, nullptr); });
+    PyObject* scalar = api.PyArray_Scalar_(value, descr.ptr(), nullptr);
+    if (scalar == nullptr) throw PythonError();
+    return scalar;
+  }
+  PyObject* result = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr.release().ptr(), into.ndim,
+                                               into.shape.data(), nullptr, nullptr, 0, nullptr);
+  if (result == nullptr) throw PythonError();
+  const auto out = py::reinterpret_steal<py::object>(result);
+  Array::of(result)->fill(into);
+  compute(plain->elements, [&] { logsumexp(from, into, nullptr, axes, nullptr, nullptr); });
+  return out.inc_ref().ptr();
 }
 
 PyObject* softmax_call(PyObject* const* a) {
@@ -338,6 +508,8 @@ PyMethodDef method(const char* name, const char* doc) {
 }
 
 PyMethodDef methods[] = {
+    method<plain_softmax_call, 3>("plain_softmax", "(x, axis, log)"),
+    method<plain_logsumexp_call, 2>("plain_logsumexp", "(x, axis)"),
     method<softmax_call, 7>("softmax", "(x, out, axes, where, temperature, log, bf16)"),
     method<logsumexp_call, 7>("logsumexp", "(x, out, sign, axes, b, where, bf16)"),
     method<cross_entropy_call, 16>(
@@ -393,6 +565,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace softlane;
   m.doc() = "The compiled kernels. Use the functions of softlane, which validate their arguments.";
   m.attr("__version__") = SOFTLANE_VERSION;
+  numpy();  // an import that fails should fail here
   try {
     active_table();
   } catch (const std::runtime_error& e) {

@@ -310,6 +310,21 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   });
 }
 
+void softmax_rows(const void* x, void* out, DType type, size_t rows, size_t classes, bool log) {
+  static const Scale scale = make_scale(1);
+  const KernelTable& table = active_table();
+  const Storage storage = storage_of(type);
+  Batch batch{};
+  batch.x = x;
+  batch.out = out;
+  batch.x_stride = batch.out_stride = static_cast<ptrdiff_t>(classes * item_size(type));
+  batch.count = rows;
+  batch.n = classes;
+  batch.scale = scale;
+  if (item_size(type) == 2) batch.scratch = scratch.kernel();
+  (log ? table.log_softmax_rows : table.softmax_rows)[storage](batch);
+}
+
 void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, const View* b,
                const View* where) {
   Compute compute = make_compute(x, nullptr, where, 1, out.dtype == DType::kFloat64);

@@ -10,6 +10,9 @@ namespace softlane {
 void softmax(const View& x, const View& out, uint64_t axes, const View* where, double temperature,
              bool log);
 
+// The same for contiguous rows of a floating dtype, at once and by this thread.
+void softmax_rows(const void* x, void* out, DType type, size_t rows, size_t classes, bool log);
+
 // `out` and `sign` have x's shape without the axes; `sign` and `b` may be null.
 void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, const View* b,
                const View* where);

@@ -157,7 +157,10 @@ SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, V e, Double2<Wide<V>> pull) 
     return Narrow(Sub(Mul(Mul(Widen(exps), down), factor.coef.hi), pull.hi),
                   static_cast<V*>(nullptr));
   } else {
-    const V y = Add(MulAddExact(e, factor.hi, Sub(zero, pull.hi)), MulSub(e, factor.lo, pull.lo));
+    const Double2<V> p = TwoProd(e, factor.hi);
+    const Double2<V> s = TwoSum(p.hi, Sub(zero, pull.hi));
+    const V low = Add(s.lo, Add(p.lo, MulSub(e, factor.lo, pull.lo)));
+    const V y = Add(s.hi, IfThenElseZero(Eq(Sub(s.hi, s.hi), zero), low));
     const auto rare = Lt(e, factor.small);
     return AnyTrue(rare) ? IfThenElse(rare, Sub(factor.Small(e), pull.hi), y) : y;
   }

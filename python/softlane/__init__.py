@@ -38,15 +38,12 @@ __all__ = [
 
 __version__ = _core.__version__
 
-# A float32 or float64 ndarray with every option left at its default goes to the kernels after a
-# few quick tests. What fails one of them takes the general path, to the same result.
-_ndarray = np.ndarray
-_empty = np.empty
-_empty_like = np.empty_like
-_F32 = _arrays.F32
-_F64 = _arrays.F64
+# What most calls are: an ndarray of a plain floating dtype, and every option left at its default. The
+# extension module takes these at once; for anything else it gives None, and the general path follows,
+# to the same result.
+_plain_softmax = _core.plain_softmax
+_plain_logsumexp = _core.plain_logsumexp
 _ONE = 1.0
-_AXES = tuple(tuple((axis,) for axis in range(ndim)) for ndim in range(65))  # 64 is NumPy's limit
 
 # The dtype of the loss in bits 6 and 7 of `bf16`, by its character (E is bfloat16).
 _LOSS_BITS = {"f": 0 << 6, "d": 1 << 6, "e": 2 << 6, "E": 3 << 6}
@@ -133,19 +130,10 @@ def softmax(
     >>> print(softlane.softmax([1.0, 2.0, 3.0], where=[True, True, False], temperature=0.5).round(8))
     [0.11920292 0.88079708 0.        ]
     """
-    if (
-        type(x) is _ndarray
-        and ((kind := x.dtype) is _F32 or kind is _F64)
-        and type(axis) is int
-        and -(ndim := x.ndim) <= axis < ndim
-        and where is None
-        and temperature is _ONE
-        and dtype is None
-        and out is None
-    ):
-        result = _empty_like(x)
-        _core.softmax(x, result, _AXES[ndim][axis], None, 1.0, False, 0)
-        return result
+    if where is None and temperature is _ONE and dtype is None and out is None:
+        result = _plain_softmax(x, axis, False)
+        if result is not None:
+            return result
     return _softmax(x, axis, where, temperature, dtype, out, log=False)
 
 
@@ -213,19 +201,10 @@ def log_softmax(
     >>> print(softlane.log_softmax([30.0, 0.0]))
     [-9.35762297e-14 -3.00000000e+01]
     """
-    if (
-        type(x) is _ndarray
-        and ((kind := x.dtype) is _F32 or kind is _F64)
-        and type(axis) is int
-        and -(ndim := x.ndim) <= axis < ndim
-        and where is None
-        and temperature is _ONE
-        and dtype is None
-        and out is None
-    ):
-        result = _empty_like(x)
-        _core.softmax(x, result, _AXES[ndim][axis], None, 1.0, True, 0)
-        return result
+    if where is None and temperature is _ONE and dtype is None and out is None:
+        result = _plain_softmax(x, axis, True)
+        if result is not None:
+            return result
     return _softmax(x, axis, where, temperature, dtype, out, log=True)
 
 
@@ -320,21 +299,16 @@ def logsumexp(
     1.541324854613 -1.0
     """
     if (
-        type(x) is _ndarray
-        and ((kind := x.dtype) is _F32 or kind is _F64)
-        and type(axis) is int
-        and -(ndim := x.ndim) <= axis < ndim
-        and b is None
+        b is None
         and where is None
         and keepdims is False
         and return_sign is False
         and dtype is None
         and out is None
     ):
-        shape = x.shape
-        result = _empty(shape[:axis] + shape[axis % ndim + 1 :], kind)
-        _core.logsumexp(x, result, None, _AXES[ndim][axis], None, None, 0)
-        return result if ndim > 1 else result[()]
+        result = _plain_logsumexp(x, axis)
+        if result is not None:
+            return result
     return _logsumexp(x, axis, b, where, keepdims, return_sign, dtype, out)
 
 

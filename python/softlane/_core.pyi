@@ -15,6 +15,8 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 __version__: str
 
+def plain_softmax(x: Any, axis: Any, log: bool, /) -> _Array | None: ...
+def plain_logsumexp(x: Any, axis: Any, /) -> Any: ...
 def softmax(
     x: _Array,
     out: _Array,
