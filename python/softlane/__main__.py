@@ -1,4 +1,4 @@
-"""The command line: ``python -m softlane info`` and ``python -m softlane demo``."""
+"""The command line, ``softlane`` or ``python -m softlane``; info and demo. `_cli` has the others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import csv
 import sys
 import timeit
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 import softlane
-from softlane import reference
+from softlane import _cli, reference
 
 
 def info(_arguments: argparse.Namespace) -> int:
@@ -30,21 +30,43 @@ def demo(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"info": info, "demo": demo}
+Command = Callable[[argparse.Namespace], int]
+AddArguments = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[Command, AddArguments | None]] = {
+    "info": (info, None),
+    "demo": (demo, None),
+    "score": (_cli.score, _cli.add_score_arguments),
+    "softmax": (_cli.softmax, _cli.add_softmax_arguments),
+    "log-softmax": (_cli.log_softmax, _cli.add_softmax_arguments),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status."""
+    """Run a command; return the exit status, which is 2 for input that cannot be worked on."""
     parser = argparse.ArgumentParser("softlane", description="The softmax family on CPU arrays.")
     parser.add_argument("--version", action="version", version=softlane.__version__)
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
-    for name, run in COMMANDS.items():
+    for name, (run, add_arguments) in COMMANDS.items():
         summary = (run.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(run=run)
+        if add_arguments is not None:
+            add_arguments(command)
     parsed = parser.parse_args(arguments)
-    status: int = parsed.run(parsed)
-    return status
+    try:
+        status: int = parsed.run(parsed)
+    except OSError as error:
+        refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ImportError, IndexError, TypeError, ValueError) as error:
+        refuse(str(error))
+    else:
+        return status
+    return 2
+
+
+def refuse(text: str) -> None:
+    """Say on standard error, in one line, why a command did not do its work."""
+    print("softlane: " + " ".join(text.split()), file=sys.stderr)
 
 
 # ---- the parts of the demo ----------------------------------------------------------------------
