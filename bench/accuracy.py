@@ -1,7 +1,7 @@
 """Worst errors, in ulp, of softlane and its peers: python bench/accuracy.py --help.
 
-Inputs and oracle are those of the tests. Errors of logsumexp and of the losses of half types are in ulp of the dtype
-that the contender returns: float32 for softlane, the half type for others.
+Functions, inputs and oracle are those of the tests. Errors are in ulp of the dtype that the contender returns: for
+logsumexp and the losses of half types that is float32 for softlane, the half type for others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,128 +22,96 @@ import peers
 from grid import Array, Case, Data
 from run import machine
 
+import functions
 import oracle
-import softlane
 import support
+from functions import FUNCTIONS, LONG, LONG_KINDS, MEDIUM, SHORT, Errors, Rows
 from oracle import Exact
 
-LENGTHS = (*range(1, 71), 127, 128, 129, 1000, 4096, 50_257, 128_256, 1_000_000)
 ORDINARY = ("scale 1", "scale 10", "offset 1", "offset -1")  # logits as models have them
 CONTENDERS = ("torch", "scipy", "onnxruntime", "numpy")
-FACTORS = {"label_smoothing": 0.1}
 
 
 class Given(Data):
-    """Arrays that were chosen instead of drawn."""
+    """Rows as the contenders of the speed measurements take them."""
 
-    def __init__(self, x: Array) -> None:
-        rng = support.rng_for("accuracy", x.shape)
+    def __init__(self, r: Rows, temperature: float = 1.0) -> None:
         self.reuse = False
-        self.x = x
-        self.targets = np.asarray(np.argmax(x, axis=-1))  # the largest class, the last, the first
-        self.targets[1::3], self.targets[2::3] = x.shape[1] - 1, 0
-        self.index = (np.arange(len(x)), self.targets)
-        self.finite = np.where(x == -np.inf, support.to_dtype(-3.0, x.dtype), x)
-        self.weight = support.to_dtype(0.5 + np.arange(x.shape[1]) % 7, x.dtype)
-        self.grad_output = support.to_dtype(rng.standard_normal(x.shape), x.dtype)
-        self.probabilities = oracle.softmax(x).value.astype(x.dtype)
+        self.x = r.x if temperature == 1 else (r.x / temperature).astype(r.x.dtype)
+        self.targets, self.grad_output = r.targets, r.g
+        self.index = (np.arange(len(r.x)), r.targets)
+        self.probabilities = r.p
 
 
-class Function(NamedTuple):
-    """What is measured: the exact result, softlane's, and those of peers that bench/peers.py does not have."""
-
-    exact: Callable[[Given], Exact]
-    softlane: Callable[[Given], Any]
-    peer: Callable[[str, Given], Any]
+Peer = Callable[[str, Rows], Any]
 
 
-def peer(function: str) -> Callable[[str, Given], Any]:
-    """The contender of the speed measurements."""
-
-    def call(name: str, d: Given) -> Any:
-        result = peers.PEERS[name](Case(function, d.x.dtype.name, d.x.shape), d)()
-        return result[1] if function == "cross_entropy_with_grad" else result
+def peer(function: str, temperature: float = 1.0) -> Peer:
+    def call(name: str, r: Rows) -> Any:
+        given = Given(r, temperature)
+        return peers.PEERS[name](Case(function, r.x.dtype.name, r.x.shape), given)()
 
     return call
 
 
-def peer_loss(name: str, d: Given) -> Any:
+def peer_loss(name: str, r: Rows) -> Any:
     """Per sample; by torch's own function, otherwise from log_softmax."""
     if name == "torch":
-        return torch_loss(d.x, d, False)[0]
-    return -peer("log_softmax")(name, d)[d.index]
+        return torch_loss(r.x, r, {})[0]
+    return -as_array(peer("log_softmax")(name, r))[np.arange(len(r.x)), r.targets]
 
 
-def torch_loss(x: Array, d: Given, weighted: bool) -> tuple[Any, Any]:
-    """Losses, and the gradient of their mean."""
+def peer_gradient(name: str, r: Rows) -> Any:
+    """Of the sum of the losses; by autograd, otherwise softmax less one at the target."""
+    if name == "torch":
+        return torch_loss(r.x, r, {})[1]
+    p = as_array(peer("softmax")(name, r)).copy()
+    p[np.arange(len(r.x)), r.targets] -= p.dtype.type(1)
+    return p
+
+
+def torch_loss(x: Array, r: Rows, options: dict[str, Any]) -> tuple[Any, Any]:
     import torch
 
-    logits = peers.tensor(x).requires_grad_()
-    options = FACTORS | {"weight": peers.tensor(d.weight)} if weighted else {}
-    function, targets = torch.nn.functional.cross_entropy, torch.from_numpy(d.targets)
-    losses = function(logits, targets, reduction="none", **options)
-    mean = function(logits, targets, **options)
-    return losses.detach(), torch.autograd.grad(mean, logits)[0]
+    logits = peers.tensor(x.copy()).requires_grad_()
+    losses = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(r.targets), reduction="none", **options
+    )
+    return losses.detach(), torch.autograd.grad(losses.sum(), logits)[0]
 
 
-def weighted(part: int) -> Callable[[str, Given], Any]:
-    def call(name: str, d: Given) -> Any:
+def weighted(part: int) -> Peer:
+    def call(name: str, r: Rows) -> Any:
         if name != "torch":
             raise peers.UnsupportedError
-        return torch_loss(d.finite, d, True)[part]
+        return torch_loss(r.finite, r, r.options | {"weight": peers.tensor(r.options["weight"])})[
+            part
+        ]
 
     return call
 
 
-def weights(d: Given) -> dict[str, Any]:
-    return FACTORS | {"weight": d.weight}
+def log_softmax_backward(name: str, r: Rows) -> Any:
+    if name != "torch":
+        raise peers.UnsupportedError
+    import torch
+
+    g, y = peers.tensor(r.g), peers.tensor(r.lp)
+    return torch.ops.aten._log_softmax_backward_data(g, y, 1, y.dtype)
 
 
-FUNCTIONS = {
-    "softmax": Function(
-        lambda d: oracle.softmax(d.x), lambda d: softlane.softmax(d.x), peer("softmax")
-    ),
-    "log_softmax": Function(
-        lambda d: oracle.log_softmax(d.x), lambda d: softlane.log_softmax(d.x), peer("log_softmax")
-    ),
-    "logsumexp": Function(
-        lambda d: oracle.logsumexp(d.x)[0], lambda d: softlane.logsumexp(d.x), peer("logsumexp")
-    ),
-    "cross-entropy": Function(
-        lambda d: oracle.cross_entropy(d.x, d.targets).loss,
-        lambda d: softlane.cross_entropy(d.x, d.targets, reduction="none"),
-        peer_loss,
-    ),
-    "its gradient": Function(
-        lambda d: oracle.cross_entropy(d.x, d.targets, reduction="mean").grad,
-        lambda d: softlane.cross_entropy_with_grad(d.x, d.targets)[1],
-        peer("cross_entropy_with_grad"),
-    ),
-    "weighted, smoothed": Function(
-        lambda d: oracle.cross_entropy(d.finite, d.targets, **weights(d)).loss,
-        lambda d: softlane.cross_entropy(d.finite, d.targets, reduction="none", **weights(d)),
-        weighted(0),
-    ),
-    "its gradient, weighted": Function(
-        lambda d: oracle.cross_entropy(d.finite, d.targets, reduction="mean", **weights(d)).grad,
-        lambda d: softlane.cross_entropy_with_grad(d.finite, d.targets, **weights(d))[1],
-        weighted(1),
-    ),
-    "softmax_backward": Function(
-        lambda d: oracle.softmax_backward(d.grad_output, d.probabilities),
-        lambda d: softlane.softmax_backward(d.grad_output, d.probabilities),
-        peer("softmax_backward"),
-    ),
+PEERS: dict[str, Peer] = {
+    "softmax": peer("softmax"),
+    "softmax, temperature 0.3": peer("softmax", 0.3),
+    "log_softmax": peer("log_softmax"),
+    "logsumexp": peer("logsumexp"),
+    "cross-entropy": peer_loss,
+    "its gradient": peer_gradient,
+    "weighted, smoothed": weighted(0),
+    "its gradient, weighted": weighted(1),
+    "softmax_backward": peer("softmax_backward"),
+    "log_softmax_backward": log_softmax_backward,
 }
-
-
-def inputs(dtype: support.DType, quick: bool) -> Iterator[tuple[list[str], Array]]:
-    """Kinds and rows, for each length; the longest rows in few kinds."""
-    for n in LENGTHS[::6] if quick else LENGTHS:
-        names, x = support.make_rows(dtype, n)
-        some = slice(None, None, 1 if n < 4096 else 4 if n < 50_000 else 16 if n < 500_000 else 60)
-        chosen = [names.index(name) for name in dict.fromkeys([*ORDINARY[:1], *names[some]])]
-        yield [names[i] for i in chosen], x[chosen]
 
 
 def as_array(result: Any) -> Array:
@@ -154,97 +121,140 @@ def as_array(result: Any) -> Array:
     return np.asarray(result)
 
 
-class Errors:
-    """All errors of a contender in a function and dtype."""
+def result_of(title: str, name: str, rows: Rows) -> Array | None:
+    """None where the peer lacks the function or dtype."""
+    try:
+        return as_array(PEERS[title](name, rows))
+    except peers.UnsupportedError:
+        return None
+    except (AttributeError, IndexError):
+        raise
+    except Exception:  # whatever a peer's own stack raises for a dtype that it lacks
+        return None
+
+
+def inputs(dtype: support.DType, quick: bool) -> Iterator[tuple[list[str], Rows]]:
+    """Every kind of each length; long rows in the kinds to which the length matters."""
+    for n in (*SHORT, *MEDIUM)[:: 6 if quick else 1]:
+        yield from functions.batches(dtype, n)
+    if not quick:
+        for n in LONG:
+            yield from functions.batches(dtype, n, LONG_KINDS)
+        yield from functions.batches(dtype, 1_000_000, LONG_KINDS[:4])
+
+
+class Results:
+    """Errors by dtype, function and contender: over all inputs, ordinary logits, and what a search found."""
 
     def __init__(self) -> None:
-        self.parts: list[Array] = []
-        self.worst, self.where, self.ordinary = -1.0, "", 0.0
+        self.all: dict[tuple[str, str, str], Errors] = defaultdict(Errors)
+        self.ordinary: dict[tuple[str, str, str], Errors] = defaultdict(Errors)
+        self.climb: dict[tuple[str, str, str], Errors] = defaultdict(Errors)
 
-    def add(self, error: Array, names: list[str]) -> None:
-        rows = error.reshape(len(names), -1).astype(np.float32)
-        self.parts.append(rows.ravel())
-        each = rows.max(axis=1)
-        at = int(np.argmax(each))
-        if each[at] > self.worst:
-            self.worst, self.where = float(each[at]), f"{names[at]}, {error.shape}"
-        for name, value in zip(names, each, strict=True):
-            if name in ORDINARY:
-                self.ordinary = max(self.ordinary, float(value))
+    def add(
+        self, key: tuple[str, str, str], got: Array, exact: Exact, kinds: list[str] | None
+    ) -> None:
+        error = oracle.ulp_error(got, exact.value, exact.scale)
+        if kinds is None:
+            self.climb[key].add(error, str)
+            return
+        self.all[key].add(error, lambda row: f"{kinds[row]}, {exact.value.shape}")
+        usual = [i for i, kind in enumerate(kinds) if kind in ORDINARY]
+        if usual:
+            self.ordinary[key].add(error[usual], lambda row: kinds[usual[row]])
 
-    def summary(self) -> dict[str, Any]:
-        p999 = np.percentile(np.concatenate(self.parts), 99.9, method="nearest")
-        return {
-            "worst": self.worst,
-            "p99.9": float(p999),
-            "ordinary": self.ordinary,
-            "where": self.where,
-        }
+    def summary(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "dtype": dtype,
+                "function": title,
+                "contender": name,
+                "worst": errors.worst,
+                "p99.9": errors.percentile(99.9),
+                "ordinary": self.ordinary[dtype, title, name].worst,
+                "climb": self.climb[dtype, title, name].worst,
+                "where": errors.where,
+            }
+            for (dtype, title, name), errors in self.all.items()
+        ]
 
 
-Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # dtype, function, contender
-
-
-def measure(quick: bool) -> Results:
+def measure(quick: bool, rounds: int) -> list[dict[str, Any]]:
     names = [name for name in CONTENDERS if name in peers.installed()]
-    isas = softlane.show_config(mode="dict")["isas_usable"]
-    found: dict[tuple[str, str, str], Errors] = defaultdict(Errors)
+    results = Results()
     for dtype in [*support.WIDE, *support.HALVES]:
-        for kinds, x in inputs(dtype, quick):
-            given = Given(x)
+        for kinds, rows in inputs(dtype, quick):
             for title, function in FUNCTIONS.items():
-                exact = function.exact(given)
-                known: dict[bytes, Array] = {}  # instruction sets that agree are measured once
-                for name in [*(f"softlane {isa}" for isa in isas), *names]:
-                    got = result_of(function, name, given)
-                    if got is not None:
-                        key = got.tobytes()
-                        if key not in known:
-                            known[key] = oracle.ulp_error(got, exact.value, exact.scale)
-                        found[dtype.name, title, name].add(known[key], kinds)
-    results: Results = defaultdict(lambda: defaultdict(dict))
-    for (dtype_name, title, name), errors in found.items():
-        results[dtype_name][title][name] = errors.summary()
-    return results
-
-
-def result_of(function: Function, name: str, given: Given) -> Array | None:
-    package, _, isa = name.partition(" ")
-    with support.using(isa) if isa else nullcontext():
-        try:
-            result = function.softlane(given) if isa else function.peer(package, given)
-        except peers.UnsupportedError:
-            return None
-        except Exception as error:  # whatever a peer's own stack raises for a dtype that it lacks
-            if isa or isinstance(error, (AttributeError, IndexError)):
-                raise
-            return None
-    return as_array(result)
+                exact = function.exact(rows)
+                for isas, got in functions.distinct(function, rows):
+                    for isa in isas:
+                        results.add((dtype.name, title, f"softlane {isa}"), got, exact, kinds)
+                for name in names:
+                    found = result_of(title, name, rows)
+                    if found is not None:
+                        results.add((dtype.name, title, name), found, exact, kinds)
+        for title, function in FUNCTIONS.items():
+            for n in (2, 3, 5, 9, 17, 40, 100):
+                for rows in functions.climb(function, dtype, n, rounds, title):
+                    exact = function.exact(rows)
+                    for isas, got in functions.distinct(function, rows):
+                        for isa in isas:
+                            key = (dtype.name, title, f"softlane {isa}")
+                            results.add(key, got, exact, None)
+    return results.summary()
 
 
 def number(value: float) -> str:
     if np.isinf(value):
         return "∞"
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
 
 
-def table(results: Results) -> str:
-    """Markdown: worst error over all inputs (its 99.9th percentile; worst over ordinary logits)."""
-    names = list(dict.fromkeys(n for by in results.values() for f in by.values() for n in f))
-    lines = [f"| dtype | function | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
-    for dtype, functions in results.items():
-        for title, by_name in functions.items():
-            shown = [
-                f"{number(e['worst'])} ({number(e['p99.9'])}; {number(e['ordinary'])})"
-                if (e := by_name.get(name))
-                else ""
-                for name in names
-            ]
-            lines.append(f"| {dtype} | {title} | {' | '.join(shown)} |")
+Found = list[dict[str, Any]]
+
+
+def by_package(found: Found) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """The worst by dtype and function, then package: softlane on any instruction set."""
+    worst: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(dict)
+    for entry in found:
+        cell = worst[entry["dtype"], entry["function"]].setdefault(
+            entry["contender"].split()[0], {"ordinary": 0.0, "worst": 0.0, "climb": 0.0}
+        )
+        for key in cell:
+            cell[key] = max(cell[key], entry[key])
+    return worst
+
+
+def table(found: Found) -> str:
+    """Markdown: worst over ordinary logits, and over all inputs (with those that the search for bad rows found)."""
+    names = ("softlane", *dict.fromkeys(e["contender"] for e in found if " " not in e["contender"]))
+    lines = [f"| | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    for (dtype, title), cells in by_package(found).items():
+        shown = [
+            f"{number(e['ordinary'])} / {number(max(e['worst'], e['climb']))}"
+            if (e := cells.get(name))
+            else ""
+            for name in names
+        ]
+        lines.append(f"| {dtype} {title} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def draw(results: Results, path: Path) -> None:
+def own_table(found: Found) -> str:
+    """Markdown: softlane's worst, its 99.9th percentile, and the worst of the search, on each instruction set."""
+    own = [e for e in found if " " in e["contender"]]
+    isas = list(dict.fromkeys(e["contender"].split()[1] for e in own))
+    lines = [f"| | {' | '.join(isas)} | worst at |", "| --- " * (len(isas) + 2) + "|"]
+    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in own:
+        cells[f"{entry['dtype']} {entry['function']}"].append(entry)
+    for title, entries in cells.items():
+        shown = " | ".join(f"{e['worst']:.2f} ({e['p99.9']:.2f}) {e['climb']:.2f}" for e in entries)
+        lines.append(f"| {title} | {shown} | {max(entries, key=lambda e: e['worst'])['where']} |")
+    return "\n".join(lines)
+
+
+def draw(found: Found, path: Path) -> None:
     """Bars of the worst errors, a panel for each dtype; a tick at the worst over ordinary logits."""
     import matplotlib as mpl
 
@@ -253,48 +263,53 @@ def draw(results: Results, path: Path) -> None:
     from figures import COLORS
 
     top = 1e9
-    figure, axes = plt.subplots(len(results), 1, figsize=(11, 2.6 * len(results)), sharex=True)
+    cells = by_package(found)
+    dtypes = list(dict.fromkeys(dtype for dtype, _ in cells))
+    figure, axes = plt.subplots(len(dtypes), 1, figsize=(10, 2.2 * len(dtypes)), sharex=True)
     figure.set_layout_engine("constrained")
-    for ax, (dtype, functions) in zip(np.atleast_1d(axes), results.items(), strict=True):
-        names = list(dict.fromkeys(name for by_name in functions.values() for name in by_name))
-        width = 0.8 / len(names)
+    names = list(dict.fromkeys(name for by_name in cells.values() for name in by_name))
+    width = 0.8 / len(names)
+    for ax, dtype in zip(np.atleast_1d(axes), dtypes, strict=True):
+        by_title = {title: c for (d, title), c in cells.items() if d == dtype}
         for i, name in enumerate(names):
-            bars = [(x, f[name]) for x, f in enumerate(functions.values()) if name in f]
+            bars = [(x, c[name]) for x, c in enumerate(by_title.values()) if name in c]
             at = [x + (i - (len(names) - 1) / 2) * width for x, _ in bars]
-            color = COLORS[name.split()[0]]
-            alpha = 1 - 0.3 * i if name.startswith("softlane") else 1
-            heights = [max(0.3, min(top, e["worst"])) for _, e in bars]
-            ax.bar(at, heights, width, bottom=0, color=color, alpha=alpha, label=name)
-            ordinary = [max(0.3, min(top, e["ordinary"])) for _, e in bars]
-            ax.plot(at, ordinary, "_", color="black", ms=9)
+            heights = [min(top, max(e["worst"], e["climb"])) for _, e in bars]
+            ax.bar(at, heights, width, color=COLORS[name], label=name)
+            ax.plot(at, [min(top, e["ordinary"]) for _, e in bars], "_", color="black", ms=8)
         ax.axhline(oracle.BARS[dtype], color="black", lw=0.8, ls=":")
         ax.set(yscale="log", ylim=(0.25, top), ylabel=f"{dtype}: ulp")
-        ax.set_xticks(range(len(functions)), list(functions), rotation=12, ha="right")
+        ax.set_xticks(range(len(by_title)), list(by_title), rotation=15, ha="right")
     figure.suptitle(
-        "Worst error over all inputs (black ticks: over ordinary logits; dotted: the contract)"
+        "Worst error over all inputs (ticks: over ordinary logits; dotted: softlane's contract)",
+        fontsize=10,
     )
     handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="every sixth length")
-    parser.add_argument("--json", type=Path, help="write the results")
+    parser.add_argument("--quick", action="store_true", help="every sixth length, no long rows")
+    parser.add_argument("--climb", type=int, default=40, help="rounds of the search for bad rows")
+    parser.add_argument("--json", type=Path, help="write the results, or read them with --draw")
     parser.add_argument("--figure", type=Path, help="draw the bars into this file")
+    parser.add_argument("--draw", action="store_true", help="show earlier results again")
     args = parser.parse_args()
     started = time.perf_counter()
-    with np.errstate(all="ignore"):
-        results = measure(args.quick)
-    print(table(results))
-    print(
-        f"\nulp: worst (99.9th percentile; worst over ordinary logits). {time.perf_counter() - started:.0f} s"
-    )
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "errors": results}, indent=1))
+    if args.draw:
+        found = json.loads(args.json.read_text())["errors"]
+    else:
+        with np.errstate(all="ignore"):
+            found = measure(args.quick, args.climb)
+        if args.json:
+            args.json.write_text(json.dumps({"machine": machine(), "errors": found}, indent=1))
+    print("ulp, worst over ordinary logits / over all inputs\n\n" + table(found))
+    print("\nsoftlane: worst (99.9th percentile), worst of the search\n\n" + own_table(found))
+    print(f"\n{time.perf_counter() - started:.0f} s")
     if args.figure:
-        draw(results, args.figure)
+        draw(found, args.figure)
 
 
 if __name__ == "__main__":

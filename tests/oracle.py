@@ -75,22 +75,22 @@ def ulp_error(got: Any, exact: Any, scale: Any = None) -> Array:
     return np.where(same, LD(0), error)
 
 
-def check_ulp(
+def checked(
     got: Any, exact: Exact, bar: float | None = None, label: Callable[[Any], str] | str = ""
-) -> float:
-    """Assert that every element is within the bar (default: the dtype's); subnormal results within one spacing.
+) -> Array:
+    """Errors in ulp, asserted to be within the bar (default: the dtype's); subnormal results within one spacing.
 
-    `label` names the case: a text, or a function from the worst element's index to a text. Returns the worst error.
+    `label` names the case: a text, or a function from the worst element's index to a text.
     """
     got = np.asarray(got)
     name = got.dtype.name
     if name == "float64" and PRECISION < 64:
         pytest.skip("this platform's longdouble is too short to measure float64 results")
     assert got.shape == exact.value.shape, f"shape {got.shape}, expected {exact.value.shape}"
-    if got.size == 0:
-        return 0.0
-    limit = BARS[name] if bar is None else bar
     error = ulp_error(got, exact.value, exact.scale)
+    if got.size == 0:
+        return error
+    limit = BARS[name] if bar is None else bar
     tiny = np.ldexp(LD(1), FORMATS[name].min_exponent)
     excess = error / np.where(exact.scale < tiny, min(limit, 1.0), limit)
     worst: Any = np.unravel_index(int(np.argmax(excess)), excess.shape)
@@ -99,7 +99,14 @@ def check_ulp(
         f"{where}: {name} error {float(error[worst]):.3f} ulp (bar {limit}) at {tuple(map(int, worst))}: "
         f"got {got[worst]!r}, exact {exact.value[worst]!r}; {int(np.sum(excess > 1))} of {excess.size} beyond the bar"
     )
-    return float(error.max())
+    return error
+
+
+def check_ulp(
+    got: Any, exact: Exact, bar: float | None = None, label: Callable[[Any], str] | str = ""
+) -> float:
+    """The worst of the errors that `checked` asserts."""
+    return float(np.max(checked(got, exact, bar, label), initial=0))
 
 
 # Pairs

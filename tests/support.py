@@ -90,9 +90,15 @@ def rng_for(*key: Any) -> np.random.Generator:
 
 
 def make_rows(
-    dtype: DType, n: int, seed: int = 0, infinities: bool = True
+    dtype: DType,
+    n: int,
+    seed: int = 0,
+    infinities: bool = True,
+    only: Sequence[str] | None = None,
 ) -> tuple[list[str], Array]:
-    """One row of n logits for each kind of input that has hurt an implementation somewhere; names and array."""
+    """One row of n logits for each kind of input that has hurt an implementation somewhere, or for `only` these kinds;
+    names and array.
+    """
     rng = rng_for(dtype.name, n, seed)
     kinds: dict[str, Array] = {}
 
@@ -151,7 +157,8 @@ def make_rows(
         alone = np.full(n, -np.inf)
         alone[n // 3] = -3.5
         kinds["all but one -inf"] = alone
-    return list(kinds), to_dtype(np.stack(list(kinds.values())), dtype)
+    chosen = list(kinds if only is None else only)
+    return chosen, to_dtype(np.stack([kinds[kind] for kind in chosen]), dtype)
 
 
 # Layouts

@@ -10,9 +10,10 @@ import pytest
 
 import oracle
 from softlane import _core
-from support import Array, assert_same_bits, rng_for
+from support import Array, assert_same_bits, rng_for, using
 
 BOUNDS = {"exp": 1.0, "log": 1.0, "expm1": 2.0, "log1p": 1.0}
+ROUNDS_TO_INF = 2.0**128 - 2.0**103  # in float32
 every_function = pytest.mark.parametrize("name", list(BOUNDS))
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -129,25 +130,34 @@ def test_monotonic_around_zero(isa: str, dtype: Any) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
 @every_function
-def test_every_float32(isa: str, name: str) -> None:
-    """All 2**32 bit patterns inside the domain; float64 is precise enough as the oracle."""
-    worst = 0.0
+def test_every_float32(name: str) -> None:
+    """All 2**32 bit patterns on every usable set, against NumPy's float64 function.
+
+    The exact value is never rounded to float32, so ties do not matter; its error, a few float64 ulp, is below 1e-8 ulp.
+    """
     compute: Any = getattr(np, name)
-    step = 1 << 24
+    worst = dict.fromkeys(_core.isas_usable(), (0.0, 0.0))
+    step = 1 << 18
     for start in range(0, 1 << 32, step):
-        x = np.arange(start, start + step, dtype=np.uint64).astype(np.uint32).view(np.float32)
+        x = np.arange(start, start + step, dtype=np.uint32).view(np.float32)
         with np.errstate(all="ignore"):
             exact = compute(x.astype(np.float64))
-            inside = ~np.isnan(exact)
-            x, exact = x[inside], exact[inside]
-            if not x.size:
-                continue
-            got = evaluate(name, x).astype(np.float64)
-            exponent = np.where(np.isfinite(exact) & (exact != 0), np.frexp(exact)[1] - 1, -126)
-            unit = np.ldexp(1.0, np.maximum(exponent, -126) - 23)
-            error = np.where(got == exact, 0, np.abs(got - exact) / unit)
-            error[(np.abs(exact) >= 3.4028235677973366e38) & np.isinf(got)] = 0
-        at = int(np.argmax(error))
-        worst = max(worst, float(error[at]))
-        assert error[at] <= BOUNDS[name], f"{name}({x[at]!r}): {error[at]} ulp"
-    print(f"{isa} {name}: {worst:.4f} ulp")
+        defined = ~np.isnan(exact)
+        unit = (exact.view(np.int64) & 0x7FF0 << 48).view(np.float64)
+        unit = np.clip(unit, 2.0**-126, 2.0**127) * 2.0**-23
+        known: dict[bytes, tuple[float, float]] = {}  # sets that agree are measured once
+        for isa in worst:
+            with using(isa):
+                got = evaluate(name, x)
+            key = got.tobytes()
+            if key not in known:
+                with np.errstate(all="ignore"):
+                    error = np.abs(got - exact) / unit
+                    same = (got == exact) | ((np.abs(exact) >= ROUNDS_TO_INF) & np.isinf(got))
+                error[same | (np.isnan(got) & ~defined)] = 0
+                at = int(np.argmax(error))
+                known[key] = float(error[at]), float(x[at])
+            assert known[key][0] <= BOUNDS[name], f"{name} on {isa}: {known[key]}"
+            worst[isa] = max(worst[isa], known[key])
+    for isa, (error_there, argument) in worst.items():
+        print(f"{name} on {isa}: {error_there:.4f} ulp at {argument!r}")
