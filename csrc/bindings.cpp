@@ -418,8 +418,8 @@ PyObject* logsumexp_call(PyObject* const* a) {
 
 PyObject* cross_entropy_call(PyObject* const* a) {
   const long long bf16 = as_integer(a[12]);
-  const Buffer logits(a[0], false, (bf16 & 1) != 0), targets(a[1], false, false);
-  MaybeBuffer weight, sample_weight, where, loss, grad;
+  const Buffer logits(a[0], false, (bf16 & 1) != 0), targets(a[1], false, (bf16 & 32) != 0);
+  MaybeBuffer weight, sample_weight, where, loss, grad, stats[4];
   CrossEntropyArgs args;
   args.logits = logits.view();
   args.targets = targets.view();
@@ -439,8 +439,24 @@ PyObject* cross_entropy_call(PyObject* const* a) {
   args.loss = hold(loss, a[10], true, (bf16 & 16) != 0);
   args.grad = hold(grad, a[11], true, (bf16 & 2) != 0);
   const uint64_t axes = uint64_t{1} << axis;
-  require(!is_floating(args.targets.dtype), "targets must be integers");
-  require_reduced(args.logits, axes, args.targets, "targets must have the shape of the losses");
+  if (is_floating(args.targets.dtype)) {
+    require_shape(args.logits, args.targets, "probabilities must have the shape of logits");
+  } else {
+    require_reduced(args.logits, axes, args.targets, "targets must have the shape of the losses");
+  }
+  args.z_loss = as_double(a[13]);
+  args.softcap = as_double(a[14]);
+  if (a[15] != Py_None) {
+    require(PyTuple_Check(a[15]) && PyTuple_GET_SIZE(a[15]) == 4, "stats must be four arrays");
+    for (int k = 0; k < 4; ++k) {
+      const auto i = static_cast<size_t>(k);
+      args.stats[i] = hold(stats[i], PyTuple_GET_ITEM(a[15], k), true, false);
+      require(args.stats[i] != nullptr, "stats must be four arrays");
+      require_reduced(args.logits, axes, *args.stats[i], "stats must have the shape of the losses");
+      const DType type = args.stats[i]->dtype;
+      require(k < 3 ? is_floating(type) : type == DType::kBool, "stats have a wrong dtype");
+    }
+  }
   if (args.weight != nullptr) {
     require(args.weight->ndim == 1 &&
                 args.weight->shape[0] == args.logits.shape[static_cast<size_t>(axis)],
@@ -460,6 +476,72 @@ PyObject* cross_entropy_call(PyObject* const* a) {
   }
   const double reduced = compute(args.logits.size(), [&] { return cross_entropy(args); });
   return PyFloat_FromDouble(reduced);
+}
+
+PyObject* exp_sums_call(PyObject* const* a) {
+  const Buffer x(a[0], false, as_integer(a[3]) != 0), states(a[1], true, false);
+  const uint64_t axes = as_axes(a[2], x.view().ndim);
+  View rows = states.view();
+  require(rows.ndim > 0 && rows.dtype == DType::kFloat64, "states must be double");
+  const auto last = static_cast<size_t>(--rows.ndim);
+  require(rows.shape[last] == 4 && rows.strides[last] == sizeof(double) && rows.aligned(),
+          "states must have a last axis of 4");
+  require_reduced(x.view(), axes, rows, "states must have the shape of the result");
+  compute(x.view().size(), [&] { exp_sums(x.view(), states.view(), axes); });
+  Py_RETURN_NONE;
+}
+
+PyObject* log_of_sums_call(PyObject* const* a) {
+  const auto states = py::array_t<double, py::array::c_style>::ensure(py::handle(a[0]));
+  require(states && states.ndim() > 0 && states.shape(states.ndim() - 1) == 4, "states must end in 4");
+  const std::vector<py::ssize_t> shape(states.shape(), states.shape() + states.ndim() - 1);
+  py::array_t<double> out(shape);
+  compute(static_cast<size_t>(out.size()),
+          [&] { log_of_sums(states.data(), out.mutable_data(), static_cast<size_t>(out.size())); });
+  return out.release().ptr();
+}
+
+// The pointers of segments, copied: another thread could change them after the check.
+std::vector<int64_t> as_pointers(const View& v, ptrdiff_t length) {
+  require(v.ndim == 1 && v.shape[0] > 0 && !is_floating(v.dtype), "pointers must be integers");
+  std::vector<int64_t> pointers(static_cast<size_t>(v.shape[0]));
+  for (size_t i = 0; i < pointers.size(); ++i) {
+    const int64_t p =
+        load_int(v.data + static_cast<ptrdiff_t>(i) * v.strides[0], v.dtype, v.swapped);
+    const int64_t before = i == 0 ? 0 : pointers[i - 1];
+    if (i == 0 ? p != 0 : p < before) {
+      throw std::invalid_argument(
+          "indptr[" + std::to_string(i) + "] is " + std::to_string(p) +
+          (i == 0 ? std::string(", expected 0")
+                  : ", expected at least " + std::to_string(before) + ", the one before it"));
+    }
+    pointers[i] = p;
+  }
+  if (pointers.back() != length) {
+    throw std::invalid_argument("indptr ends in " + std::to_string(pointers.back()) +
+                                ", expected the length of x, " + std::to_string(length));
+  }
+  return pointers;
+}
+
+// (x, indptr, out, log, bf16): log is None for logsumexp.
+PyObject* segments_call(PyObject* const* a) {
+  const long long bf16 = as_integer(a[4]);
+  const Buffer x(a[0], false, (bf16 & 1) != 0), indptr(a[1], false, false),
+      out(a[2], true, (bf16 & 2) != 0);
+  require(x.view().ndim == 1 && out.view().ndim == 1, "x and out must have one dimension");
+  require(is_floating(out.view().dtype), "out must be floating");
+  const std::vector<int64_t> pointers = as_pointers(indptr.view(), x.view().shape[0]);
+  const size_t length = a[3] == Py_None ? pointers.size() - 1 : x.view().size();
+  require(out.view().size() == length, "out has a wrong length");
+  compute(x.view().size() + pointers.size(), [&] {
+    if (a[3] == Py_None) {
+      segment_logsumexp(x.view(), out.view(), pointers);
+    } else {
+      segment_softmax(x.view(), out.view(), pointers, a[3] == Py_True);
+    }
+  });
+  Py_RETURN_NONE;
 }
 
 PyObject* softmax_backward_call(PyObject* const* a) {
@@ -488,6 +570,8 @@ PyObject* fastcall(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   try {
     return kCall(arguments);
   } catch (const PythonError&) {
+  } catch (py::error_already_set& e) {
+    e.restore();
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   } catch (const std::out_of_range& e) {
@@ -518,6 +602,9 @@ PyMethodDef methods[] = {
         "where, reduction, loss, grad, bf16, z_loss, softcap, stats)"),
     method<softmax_backward_call, 7>("softmax_backward",
                                      "(grad_output, output, out, axes, temperature, log, bf16)"),
+    method<exp_sums_call, 4>("exp_sums", "(x, states, axes, bf16)"),
+    method<log_of_sums_call, 1>("log_of_sums", "(states)"),
+    method<segments_call, 5>("segments", "(x, indptr, out, log, bf16)"),
     {nullptr, nullptr, 0, nullptr},
 };
 

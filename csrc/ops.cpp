@@ -151,6 +151,8 @@ struct Slot {
   double factor = 1;  // what elements are multiplied by as they are packed
   double masked = 0;  // what an element outside `where` is packed, or written, as
   double center = 0;  // with a factor > 1, which could overflow: the row's maximum, subtracted
+  // Called with the buffer (of double) after it was packed or before it is unpacked: start, count.
+  std::function<void(double*, size_t, size_t)> adjust = nullptr;
 };
 
 // Packs and unpacks the rows of the kernels' operands, whole or by chunks.
@@ -216,6 +218,7 @@ struct PackedRow {
                      slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, n, slot.factor,
                      slot.center);
               });
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
     self.for_masked(start, count, [&](size_t i) {
       store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
     });
@@ -225,6 +228,7 @@ struct PackedRow {
     PackedRow& self = *static_cast<PackedRow*>(context);
     const Slot& slot = self.slots[operand];
     const auto item = static_cast<ptrdiff_t>(item_size(slot.type));
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
     self.for_masked(start, count, [&](size_t i) {
       store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
     });
@@ -435,18 +439,23 @@ class CrossEntropy {
   explicit CrossEntropy(const CrossEntropyArgs& args)
       : a_(args),
         compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
-                              args.result == DType::kFloat64)) {
+                              args.result == DType::kFloat64 || args.softcap != 0)),
+        given_(is_floating(args.targets.dtype)) {
+    // Probabilities become the weights of packed rows; softcap is for those too.
+    if (given_ || a_.softcap != 0) compute_.direct = false;
     const View& x = a_.logits;
     const uint64_t axes = uint64_t{1} << a_.axis;
-    const auto targets = expanded(&a_.targets, x.ndim, axes);
+    const auto targets = given_ ? a_.targets.strides : expanded(&a_.targets, x.ndim, axes);
     const auto sample_weight = expanded(a_.sample_weight, x.ndim, axes);
     const auto loss = expanded(a_.loss, x.ndim, axes);
     std::array<ptrdiff_t, kMaxDims> weight{};
     if (a_.weight != nullptr) weight[static_cast<size_t>(a_.axis)] = a_.weight->strides[0];
-    plan_ =
-        make_plan(x.ndim, x.shape.data(), axes,
-                  {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
-                   sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data()});
+    std::array<std::array<ptrdiff_t, kMaxDims>, 4> stats;
+    for (size_t k = 0; k < 4; ++k) stats[k] = expanded(a_.stats[k], x.ndim, axes);
+    plan_ = make_plan(x.ndim, x.shape.data(), axes,
+                      {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
+                       sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data(),
+                       stats[0].data(), stats[1].data(), stats[2].data(), stats[3].data()});
     classes_ = static_cast<size_t>(x.shape[static_cast<size_t>(a_.axis)]);
     read_weights();
   }
@@ -516,6 +525,12 @@ class CrossEntropy {
   }
 
   void check_targets() {
+    if (given_) {
+      for_runs(plan_, 0, plan_.samples, [&](const Offsets& offsets, size_t, size_t count) {
+        for (size_t i = 0; i < count; ++i) divisor_.add(sample_weight(offsets, i));
+      });
+      return;
+    }
     const View& y = a_.targets;
     weight_sum_ = static_cast<double>(classes_);
     if (a_.label_smoothing != 0 && a_.weight != nullptr && plan_.samples != 0) {
@@ -576,10 +591,16 @@ class CrossEntropy {
     batch.weight_sum = weight_sum_;
     batch.smoothing = a_.label_smoothing;
     batch.classes = static_cast<double>(classes_);
+    batch.z_loss = a_.z_loss;
+    double logsumexps[kBlock], log_probs[kBlock], entropies[kBlock];
+    bool correct[kBlock];
+    const LossStats stats{logsumexps, log_probs, entropies, correct};
+    if (a_.stats[0] != nullptr) batch.stats = &stats;
     if (a_.grad != nullptr && item_size(compute_.type) == 2) batch.scratch = scratch.kernel();
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
     PackedRow row{&plan_, {}, a_.where, 5};
+    RowOptions options;
     View ones;
     if (mode == Mode::kPacked) {
       row.slots[0] = {&a_.logits,      0,    nullptr, scratch.pack(0), compute_.type,
@@ -591,19 +612,27 @@ class CrossEntropy {
       ones.data = const_cast<char*>(reinterpret_cast<const char*>(&one));
       const View* weight = a_.weight == nullptr ? &ones : a_.weight;
       row.slots[2] = {weight, 6, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
+      if (given_) {
+        row.slots[2] = {&a_.targets, 2, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
+        row.slots[2].adjust = [&](double* t, size_t start, size_t count) {
+          if (options.blends) blend(options, t, start, count);
+        };
+      }
+      if (a_.softcap != 0) cap(row, options);
     }
     for_runs(plan_, begin, end, [&](const Offsets& offsets, size_t, size_t count) {
       for (size_t done = 0; done < count;) {
         const size_t n = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
         for (size_t i = 0; i < n; ++i) {
+          coef[i] = sample_weight(offsets, done + i);
+          if (given_) continue;
           // Another thread may have changed it since the check: the kernel ignores what is out of range.
           const View& y = a_.targets;
           const int64_t target = load_int(at(y, 2, offsets, done + i), y.dtype, y.swapped);
           targets[i] = target == a_.ignore_index ? -1 : target;
-          coef[i] = sample_weight(offsets, done + i);
         }
         if (mode == Mode::kPacked) {
-          packed(row, offsets, done, batch, table.cross_entropy_rows[storage]);
+          packed(row, options, offsets, done, batch, table.cross_entropy_rows[storage]);
         } else {
           const bool by_columns = mode == Mode::kCols;
           const auto place = [&](const View& v, size_t operand, ptrdiff_t* stride) {
@@ -618,39 +647,113 @@ class CrossEntropy {
         }
         for (size_t i = 0; i < n; ++i) {
           sum.add(loss[i]);
-          if (a_.loss == nullptr) continue;
-          store_double(loss[i], const_cast<char*>(at(*a_.loss, 4, offsets, done + i)),
-                       a_.loss->dtype, a_.loss->swapped);
+          const auto put = [&](const View* v, size_t operand, double value) {
+            if (v == nullptr) return;
+            store_double(value, const_cast<char*>(at(*v, operand, offsets, done + i)), v->dtype,
+                         v->swapped);
+          };
+          put(a_.loss, 4, loss[i]);
+          put(a_.stats[0], 7, logsumexps[i]);
+          put(a_.stats[1], 8, log_probs[i]);
+          put(a_.stats[2], 9, entropies[i]);
+          if (a_.stats[3] != nullptr)
+            *const_cast<char*>(at(*a_.stats[3], 10, offsets, done + i)) = correct[i];
         }
         done += n;
       }
     });
   }
 
-  // One row through the pack buffers. With `where`, weights outside are 0 and C counts the rest.
-  void packed(PackedRow& row, const Offsets& offsets, size_t i, LossBatch batch,
-              void (*kernel)(const LossBatch&)) const {
+  // What changes from packed row to packed row.
+  struct RowOptions {
+    bool blends = false;
+    double keep = 1, spread = 0;  // probabilities t become w·(keep·t + spread)
+    double center = 0;            // what is subtracted from the capped logits
+  };
+
+  void blend(const RowOptions& options, double* t, size_t start, size_t count) const {
+    for (size_t i = 0; i < count; ++i) {
+      const double w = weights_ != nullptr ? weights_[start + i] : class_weight(start + i);
+      t[i] = w * std::fma(options.keep, t[i], options.spread);
+    }
+  }
+
+  // Caps the logits as they are packed, and brings the gradient back through that.
+  void cap(PackedRow& row, RowOptions& options) const {
+    const KernelTable& table = active_table();
+    row.slots[0].factor = 1;  // which comes after the cap
+    row.slots[0].adjust = [&](double* x, size_t, size_t count) {
+      table.softcap(x, count, a_.softcap);
+      if (compute_.factor == 1) return;
+      for (size_t i = 0; i < count; ++i) x[i] = (x[i] - options.center) * compute_.factor;
+    };
+    if (a_.grad == nullptr) return;
+    row.slots[1].adjust = [&](double* grad, size_t start, size_t count) {
+      const Slot& logits = row.slots[0];
+      auto* raw = reinterpret_cast<double*>(scratch.kernel());
+      for_steps(plan_, logits.operand, logits.row, start, count,
+                [&](char* from, ptrdiff_t step, size_t at, size_t n) {
+                  pack(from, step, a_.logits.dtype, a_.logits.swapped, raw + at, DType::kFloat64,
+                       n);
+                });
+      table.softcap_backward(raw, grad, count, a_.softcap);
+    };
+  }
+
+  // Calls f(class, weight) for the row's weights as the kernel will see them.
+  template <class F>
+  void for_weights(PackedRow& row, F f) const {
+    for (size_t start = 0; start < classes_; start += kChunk) {
+      const size_t count = std::min(kChunk, classes_ - start);
+      const auto* w = static_cast<const double*>(PackedRow::fetch(&row, 2, start, count));
+      for (size_t i = 0; i < count; ++i) f(start + i, w[i]);
+    }
+  }
+
+  // One row through the pack buffers. With `where`, weights outside are 0 and C counts the rest. With
+  // probabilities the row's weights are w·t', and the loss is what smoothing alone would make of them.
+  void packed(PackedRow& row, RowOptions& options, const Offsets& offsets, size_t i,
+              LossBatch batch, void (*kernel)(const LossBatch&)) const {
     row.seek(offsets, static_cast<ptrdiff_t>(i));
+    Slot& logits = row.slots[0];
+    if (a_.softcap != 0 && compute_.factor > 1) {
+      row.find_center(logits);
+      options.center = logits.center;
+      active_table().softcap(&options.center, 1, a_.softcap);
+      logits.center = 0;
+    }
     batch.count = 1;
     batch.chunked = row.chunked();
     batch.x = scratch.pack(0);
     batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
-    const bool masked_weights = a_.where != nullptr && a_.label_smoothing != 0;
-    if (masked_weights) {
+    batch.offset = (logits.center + options.center) / a_.temperature;
+    const bool own_weights = given_ || (a_.where != nullptr && a_.label_smoothing != 0);
+    if (own_weights && a_.where != nullptr) {
+      size_t outside = 0;
+      row.for_masked(0, classes_, [&](size_t) { ++outside; });
+      batch.classes = static_cast<double>(classes_ - outside);
+    }
+    int64_t likeliest = 0;  // whose element of the gradient is taken the most care of
+    if (given_) {
+      options.blends = false;
+      double most = -kInf;
+      for_weights(row, [&](size_t c, double t) {
+        if (!(t > most)) return;
+        most = t;
+        likeliest = static_cast<int64_t>(c);
+      });
+      options.blends = true;
+      options.keep = 1 - a_.label_smoothing;
+      options.spread = batch.classes == 0 ? 0 : a_.label_smoothing / batch.classes;
+      batch.targets = &likeliest;
+      batch.smoothing = batch.classes = 1;
+    }
+    if (own_weights) {
       Sum weight_sum;
-      size_t inside = 0;
-      for_steps(plan_, row.where_operand, row.where_row, 0, classes_,
-                [&](char* mask, ptrdiff_t step, size_t start, size_t n) {
-                  for (size_t c = 0; c < n; ++c) {
-                    if (mask[static_cast<ptrdiff_t>(c) * step] == 0) continue;
-                    weight_sum.add(class_weight(start + c));
-                    ++inside;
-                  }
-                });
-      batch.classes = static_cast<double>(inside);
+      for_weights(row, [&](size_t, double w) { weight_sum.add(w); });
       batch.weight_sum = weight_sum.value();
     }
-    if (masked_weights || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
+    if (own_weights || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
       if (row.whole()) row.load(2);
     }
@@ -661,6 +764,7 @@ class CrossEntropy {
 
   const CrossEntropyArgs& a_;
   Compute compute_;
+  bool given_;  // targets are probabilities
   Plan plan_;
   size_t classes_ = 0;
   std::vector<double> converted_;
@@ -677,6 +781,91 @@ double cross_entropy(const CrossEntropyArgs& args) {
   char rounded[sizeof(double)];
   store_double(CrossEntropy(args).run(), rounded, args.result, false);
   return load_double(rounded, args.result, false);
+}
+
+void exp_sums(const View& x, const View& states, uint64_t axes) {
+  const Compute compute = make_compute(x, nullptr, nullptr, 1, false);
+  View flat = states;  // without the last axis
+  flat.ndim -= 1;
+  const auto state_strides = expanded(&flat, x.ndim, axes);
+  const Plan plan =
+      make_plan(x.ndim, x.shape.data(), axes, {x.strides.data(), state_strides.data()});
+  const auto rows = active_table().exp_sum_rows[storage_of(compute.type)];
+  const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
+  const Mode mode = direct ? Mode::kRows : Mode::kPacked;
+  over_samples(plan, mode, [&](size_t begin, size_t end) {
+    Batch batch{};
+    batch.n = plan.classes;
+    batch.scale = compute.scale;
+    batch.count = 1;
+    PackedRow row{&plan, {}};
+    if (!direct) row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type};
+    for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
+      for (size_t i = 0; i < count; ++i) {
+        const auto position = static_cast<ptrdiff_t>(i);
+        batch.x = x.data + at[0] + position * run_stride(plan, 0);
+        if (!direct) {
+          row.seek(at, position);
+          batch.chunked = row.chunked();
+          batch.x = scratch.pack(0);
+          if (row.whole()) row.load(0);
+        }
+        batch.out = states.data + at[1] + position * run_stride(plan, 1);
+        rows(batch);
+      }
+    });
+  });
+}
+
+void log_of_sums(const double* states, double* out, size_t n) {
+  active_table().log_of_sums(reinterpret_cast<const ExpSumState*>(states), out, n);
+}
+
+namespace {
+
+// Calls body(segment, slice of x, slice of out) for segments of one-dimensional arrays; without `out` the
+// slice of x twice.
+template <class F>
+void over_segments(const View& x, const View* out, const std::vector<int64_t>& pointers, F body) {
+  const size_t segments = pointers.size() - 1;
+  const size_t average = static_cast<size_t>(x.shape[0]) / std::max<size_t>(1, segments);
+  parallel_for(segments, kGrain / (average + 1) + 1, [&](size_t begin, size_t end) {
+    for (size_t s = begin; s < end; ++s) {
+      const auto slice = [&](const View& v) {
+        View part = v;
+        part.data += pointers[s] * v.strides[0];
+        part.shape[0] = pointers[s + 1] - pointers[s];
+        return part;
+      };
+      body(s, slice(x), slice(out == nullptr ? x : *out));
+    }
+  });
+}
+
+}  // namespace
+
+void segment_softmax(const View& x, const View& out, const std::vector<int64_t>& pointers,
+                     bool log) {
+  const bool direct = x.dtype == out.dtype && is_floating(x.dtype) && x.aligned() &&
+                      out.aligned() && x.strides[0] == static_cast<ptrdiff_t>(item_size(x.dtype)) &&
+                      out.strides[0] == static_cast<ptrdiff_t>(item_size(x.dtype));
+  over_segments(x, &out, pointers, [&](size_t, const View& from, const View& to) {
+    if (from.shape[0] == 0) return;
+    if (direct) {
+      softmax_rows(from.data, to.data, x.dtype, 1, static_cast<size_t>(from.shape[0]), log);
+    } else {
+      softmax(from, to, 1, nullptr, 1, log);
+    }
+  });
+}
+
+void segment_logsumexp(const View& x, const View& out, const std::vector<int64_t>& pointers) {
+  over_segments(x, nullptr, pointers, [&](size_t s, const View& from, const View&) {
+    View one = out;
+    one.ndim = 0;
+    one.data += static_cast<ptrdiff_t>(s) * out.strides[0];
+    logsumexp(from, one, nullptr, 1, nullptr, nullptr);
+  });
 }
 
 void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,

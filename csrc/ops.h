@@ -21,7 +21,8 @@ enum class Reduction { kNone = 0, kMean = 1, kSum = 2 };
 
 struct CrossEntropyArgs {
   View logits;
-  View targets;  // integers, the logits' shape without the axis
+  View
+      targets;  // integers in the logits' shape without the axis, or probabilities in the logits' shape
   int axis = 0;
   const View* weight = nullptr;         // one-dimensional
   const View* sample_weight = nullptr;  // the targets' shape
@@ -29,15 +30,31 @@ struct CrossEntropyArgs {
   double label_smoothing = 0;
   double temperature = 1;
   DType result = DType::kFloat64;  // of the loss; double asks for double arithmetic throughout
+  double z_loss = 0;
+  double softcap = 0;  // 0: none
   const View* where = nullptr;
   Reduction reduction = Reduction::kMean;
   const View* loss = nullptr;  // for kNone
   const View* grad = nullptr;
+  // Null, or logsumexp, log_prob, entropy (floating) and correct (bool), all of the losses' shape.
+  std::array<const View*, 4> stats{};
 };
 
 // The reduced loss, rounded to `result` (0 for kNone). Throws std::out_of_range and std::invalid_argument for bad targets,
 // before anything is written.
 double cross_entropy(const CrossEntropyArgs& args);
+
+// Σ exp(x) over the axes as a state that others can be added to: `states` is double, of the shape of the
+// result and a last axis of 4.
+void exp_sums(const View& x, const View& states, uint64_t axes);
+// The logarithms of `n` such states.
+void log_of_sums(const double* states, double* out, size_t n);
+
+// softmax (log: log_softmax) of each segment [pointers[i], pointers[i + 1]) of one-dimensional x, or its
+// logsumexp. The pointers ascend from 0 to the length of x.
+void segment_softmax(const View& x, const View& out, const std::vector<int64_t>& pointers,
+                     bool log);
+void segment_logsumexp(const View& x, const View& out, const std::vector<int64_t>& pointers);
 
 void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,
                       double temperature, bool log);

@@ -60,7 +60,7 @@ void store_double(double value, char* p, DType type, bool swapped);
 
 // Operand strides over the same dimensions: the outer ones, and the class axis, which may be several
 // dimensions in C order. An operand that lacks the axis has stride 0 along it.
-constexpr int kMaxOperands = 7;
+constexpr int kMaxOperands = 11;
 struct Dim {
   ptrdiff_t length;
   std::array<ptrdiff_t, kMaxOperands> stride;

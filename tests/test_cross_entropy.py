@@ -696,22 +696,3 @@ def test_grad_out_over_the_logits(isa: str) -> None:
         assert grad_2 is x
         assert_same_bits(loss_2, loss)
         assert_same_bits(x, grad)
-
-
-# Not yet
-
-
-@pytest.mark.parametrize(
-    "options", [{"z_loss": 1e-4}, {"softcap": 30.0}], ids=["z_loss", "softcap"]
-)
-def test_later_options_say_so(options: dict[str, Any]) -> None:
-    x, y = np.ones((2, 3)), [0, 1]
-    for function in (softlane.cross_entropy, softlane.cross_entropy_with_grad):
-        with pytest.raises(NotImplementedError, match=next(iter(options))):
-            function(x, y, **options)
-
-
-def test_probability_targets_say_so() -> None:
-    for function in (softlane.cross_entropy, softlane.cross_entropy_with_grad):
-        with pytest.raises(NotImplementedError, match="probabilit"):
-            function(np.ones((2, 3)), np.full((2, 3), 1 / 3))

@@ -1,4 +1,4 @@
-// Cross-entropy with integer targets, its gradient from the same sweep, and the backward functions.
+// Cross-entropy, its gradient from the same sweep, and the backward functions.
 #pragma once
 
 // Double-word arithmetic that lets an infinite or NaN leading part through.
@@ -39,6 +39,7 @@ struct LossTerms {
   Double2<W> inverse_temperature, keep, spread;  // 1/T, 1 - ε, ε/C
   W weight_sum, divisor;
   bool smooth;
+  W z_loss, offset;
 };
 template <class W>
 inline LossTerms<W> MakeTerms(const LossBatch& b) {
@@ -50,7 +51,17 @@ inline LossTerms<W> MakeTerms(const LossBatch& b) {
           spread,
           W::Set(b.weight_sum),
           W::Set(b.divisor),
-          b.smoothing != 0};
+          b.smoothing != 0,
+          W::Set(b.z_loss),
+          W::Set(b.offset)};
+}
+
+// log Σ exp(x/T), infinite only with the logits.
+template <class W>
+inline Double2<W> SampleLogSumExp(const Stats<W>& stats, const Double2<W>& log_sum,
+                                  const LossTerms<W>& terms) {
+  const Double2<W> top = SafeMul(terms.inverse_temperature, ToDouble2(stats.max));
+  return SafeAdd(SafeAdd(top, log_sum), ToDouble2(terms.offset));
 }
 
 // Differences of logits can overflow where the loss does not, so their sums are kept in a smaller unit.
@@ -58,18 +69,18 @@ inline LossTerms<W> MakeTerms(const LossBatch& b) {
 constexpr double kGapScale = 0x1p-64;
 
 // coef * [(1-ε)·w_y·((max - x_y)/T + log Σ) + ε/C·(Σ w·(max - x)/T + Σw·log Σ)]; each term is >= 0
-// where the weights are.
+// where the weights are. Beside it coef·λ·logsumexp².
 template <class W>
 inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
-  const W one = W::Set(1), far = W::Set(0x1p900);
+  const W zero = W::Set(0), one = W::Set(1), far = W::Set(0x1p900);
   const auto huge =
       Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
   const W unit = IfThenElse(huge, W::Set(kGapScale), one);
   const W gap_unit = IfThenElse(huge, one, W::Set(1 / kGapScale));
-  Double2<W> log_sum = s.stats.LogSum();
-  log_sum = {Mul(log_sum.hi, unit), Mul(log_sum.lo, unit)};
+  const Double2<W> full_log_sum = s.stats.LogSum();
+  const Double2<W> log_sum = {Mul(full_log_sum.hi, unit), Mul(full_log_sum.lo, unit)};
   const Double2<W> difference =
-      Safe(TwoSum(Mul(s.stats.max, unit), Sub(W::Set(0), Mul(s.target, unit))));
+      Safe(TwoSum(Mul(s.stats.max, unit), Sub(zero, Mul(s.target, unit))));
   const Double2<W> coef = ToDouble2(s.coef);
   Double2<W> loss = SafeAdd(SafeMul(terms.inverse_temperature, difference), log_sum);
   loss = SafeMul(SafeMul(coef, Mul(terms.keep, ToDouble2(s.weight))), loss);
@@ -79,9 +90,16 @@ inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
                                    SafeMul(ToDouble2(terms.weight_sum), log_sum));
     loss = SafeAdd(loss, SafeMul(SafeMul(coef, terms.spread), all));
   }
-  const W result = Mul(Add(loss.hi, loss.lo), Div(one, unit));
+  const W unscale = Div(one, unit);
+  if (AnyTrue(Lt(zero, Abs(terms.z_loss)))) {
+    const Double2<W> lse = SampleLogSumExp(s.stats, full_log_sum, terms);
+    const Double2<W> penalty = SafeMul(SafeMul(coef, ToDouble2(terms.z_loss)), SafeMul(lse, lse));
+    loss = SafeAdd({Mul(loss.hi, unscale), Mul(loss.lo, unscale)}, penalty);
+    return Add(loss.hi, loss.lo);
+  }
+  const W result = Mul(Add(loss.hi, loss.lo), unscale);
   // Confident beyond the normal numbers: the weights join before the one rounding.
-  const auto tiny = And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Eq(difference.hi, W::Set(0)));
+  const auto tiny = And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Eq(difference.hi, zero));
   if (terms.smooth || !AnyTrue(tiny)) return result;
   const Double2<W> factor = Mul(coef, Mul(terms.keep, ToDouble2(s.weight)));
   return IfThenElse(tiny, Quotient(Mul(factor, s.stats.others), s.stats.top), result);
@@ -103,7 +121,7 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
       Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
   const Double2<W> hit = Mul(Mul(terms.keep, ToDouble2(s.weight)), coef);
   const Double2<W> share = Mul(terms.spread, coef);
-  const Double2<W> prob = terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
+  Double2<W> prob = terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
   const auto is_max = Eq(s.target, s.stats.max);
   const Double2<W> rest =
       Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
@@ -114,15 +132,41 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const W quotient = Quotient(Mul(hit, others), total);
   const auto large = Lt(W::Set(0x1p400), Abs(hit.hi));
   W at_target = Sub(W::Set(0), IfThenElse(large, Add(ratio.hi, ratio.lo), quotient));
+  const Double2<W> p = Div(target_exp, total);
   if (terms.smooth) {
-    const Double2<W> p = Div(target_exp, total);
     const Double2<W> smooth =
         Mul(share, Add(Mul(p, ToDouble2(terms.weight_sum)), ToDouble2(Sub(W::Set(0), s.weight))));
     const Double2<W> all = Add(ToDouble2(at_target), smooth);
     at_target = Add(all.hi, all.lo);
   }
+  if (AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)))) {
+    const Double2<W> lse = SampleLogSumExp(s.stats, s.stats.LogSum(), terms);
+    const Double2<W> penalty = SafeMul(SafeMul(ToDouble2(Mul(W::Set(2), terms.z_loss)), coef), lse);
+    prob = SafeAdd(prob, penalty);
+    const Double2<W> all = SafeAdd(ToDouble2(at_target), SafeMul(penalty, p));
+    at_target = Add(all.hi, all.lo);
+  }
   return {prob, total, share, at_target};
 }
+
+inline Double2<F64> SumLanes(Double2<D16> x) {
+  return SumLanes(AddLanes(Double2<F64>{x.hi.a, x.lo.a}, Double2<F64>{x.hi.b, x.lo.b}));
+}
+// A running sum with its rounding errors.
+template <class W>
+struct ExactSum {
+  W sum = W::Set(0), error = W::Set(0);
+  void Add(Double2<W> x) {
+    const Double2<W> s = TwoSum(sum, x.hi);
+    sum = s.hi;
+    error = softlane::SOFTLANE_ISA::Add(error, softlane::SOFTLANE_ISA::Add(s.lo, x.lo));
+  }
+  Double2<W> Lanes() const { return {sum, error}; }
+  Double2<F64> Total() const {
+    const Double2<F64> total = Safe(SumLanes(Lanes()));
+    return Safe(FastTwoSum(total.hi, total.lo));
+  }
+};
 
 // Σ w·(max - x)·kGapScale over lanes, with its rounding errors. A class of weight 0 has no part,
 // whatever its logit.
@@ -133,36 +177,39 @@ struct GapSum {
   void Add(V x, W max, W weight) {
     const W zero = W::Set(0);
     const W scale = W::Set(kGapScale);
-    const W d = Sub(Mul(max, scale), Mul(Widen(x), scale));
-    const W term = IfThenElse(Eq(weight, zero), zero, Mul(weight, d));
-    const Double2<W> s = TwoSum(sum, term);
+    const Double2<W> d = TwoSum(Mul(max, scale), Sub(zero, Mul(Widen(x), scale)));
+    const Double2<W> p = TwoProd(weight, d.hi);
+    const auto gone = Eq(weight, zero);
+    const auto finite = Eq(Sub(p.hi, p.hi), zero);
+    const W low = IfThenElseZero(finite, MulAdd(weight, d.lo, p.lo));
+    const Double2<W> s = TwoSum(sum, IfThenElse(gone, zero, p.hi));
     sum = s.hi;
-    error = softlane::SOFTLANE_ISA::Add(error, s.lo);
+    error = softlane::SOFTLANE_ISA::Add(
+        error, softlane::SOFTLANE_ISA::Add(s.lo, IfThenElse(gone, zero, low)));
   }
   Double2<W> Total() const { return {sum, error}; }
 };
-inline Double2<F64> SumLanes(Double2<D16> x) {
-  return SumLanes(AddLanes(Double2<F64>{x.hi.a, x.lo.a}, Double2<F64>{x.hi.b, x.lo.b}));
-}
 
-// prob·p - pull for an exp e, rounded once beside the rounding of e itself.
+// prob·p - pull, rounded once: the two may cancel, so the exp comes with all its digits.
 template <class V>
-SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, V e, Double2<Wide<V>> pull) {
+SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, Double2<Wide<V>> e, Double2<Wide<V>> pull) {
   using W = Wide<V>;
   const W zero = W::Set(0);
+  const auto dead = Lt(e.hi, W::Set(Factor<V>::kLeast));
+  const W nothing = Mul(zero, factor.coef.hi);  // NaN in a row of NaN
   if constexpr (Factor<V>::kFloat) {
     const W down = W::Set(PowerOfTwo(-static_cast<int>(Factor<V>::Format::kSpare)));
-    const auto live = Lt(V::Set(static_cast<float>(Factor<V>::kLeast)), e);
-    const V exps = IfThenElse(live, e, Mul(V::Set(0), factor.hi));  // NaN in a row of NaN
-    return Narrow(Sub(Mul(Mul(Widen(exps), down), factor.coef.hi), pull.hi),
-                  static_cast<V*>(nullptr));
+    const W p = Mul(Mul(e.hi, down), factor.coef.hi);
+    return Narrow(Sub(IfThenElse(dead, nothing, p), pull.hi), static_cast<V*>(nullptr));
   } else {
-    const Double2<V> p = TwoProd(e, factor.hi);
+    const Double2<V> p = Mul(e, Double2<V>{factor.hi, factor.lo});
     const Double2<V> s = TwoSum(p.hi, Sub(zero, pull.hi));
-    const V low = Add(s.lo, Add(p.lo, MulSub(e, factor.lo, pull.lo)));
+    const V low = Add(s.lo, Sub(p.lo, pull.lo));
     const V y = Add(s.hi, IfThenElseZero(Eq(Sub(s.hi, s.hi), zero), low));
-    const auto rare = Lt(e, factor.small);
-    return AnyTrue(rare) ? IfThenElse(rare, Sub(factor.Small(e), pull.hi), y) : y;
+    const auto rare = Lt(e.hi, factor.small);
+    if (!AnyTrue(rare)) return y;
+    const V small = IfThenElse(dead, nothing, ScaleDown(Mul(e, factor.coef)));
+    return IfThenElse(rare, Sub(small, pull.hi), y);
   }
 }
 template <class W>
@@ -263,28 +310,170 @@ inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Ve
       MakeFactor<ForAll<V>>(terms.prob, Div(ND::Set(1), terms.prob.hi), terms.sum);
   const Double2<W> share = {W::Set(FirstLane(terms.share.hi)), W::Set(FirstLane(terms.share.lo))};
   const auto at_target = V::Set(static_cast<typename V::Scalar>(FirstLane(terms.at_target)));
-  const auto write = [&](const auto* p, auto exp_of, T* to, size_t start, size_t chunk) {
-    const double* weight = smooth ? RowWeights(b, start, chunk) : nullptr;
-    if (!smooth) {
-      MapRow<V>(p, to, chunk, [&](size_t, V v) { return factor(exp_of(v)); });
-    } else {
-      MapRow<V>(p, to, chunk, [&](size_t i, V v) {
-        const int count = static_cast<int>(Min(V::kLanes, chunk - i));
-        return Smoothed(factor, exp_of(v), PullOf(share, LoadWeights<W>(weight, i, count)));
-      });
-    }
+  const auto put_target = [&](T* to, size_t start, size_t chunk) {
     if (target - start < chunk) StoreN(at_target, to + (target - start), 1);
   };
   if (kept != nullptr) {
-    write(kept, [](V e) { return e; }, grad, 0, b.n);
+    MapRow<V>(kept, grad, b.n, [&](size_t, V e) { return factor(e); });
+    put_target(grad, 0, b.n);
     return;
   }
   ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
     T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
-    write(p, [&](V v) { return Value(Exp(v, ref)); }, to, start, chunk);
+    if (smooth) {
+      const double* weight = RowWeights(b, start, chunk);
+      MapRow<V>(p, to, chunk, [&](size_t i, V v) {
+        const int count = static_cast<int>(Min(V::kLanes, chunk - i));
+        const Double2<W> pull = PullOf(share, LoadWeights<W>(weight, i, count));
+        return Smoothed(factor, Widen(Exp(v, ref)), pull);
+      });
+    } else {
+      MapRow<V>(p, to, chunk, [&](size_t, V v) { return factor(Value(Exp(v, ref))); });
+    }
+    put_target(to, start, chunk);
     if (b.chunked != nullptr) b.chunked->put(b.chunked->context, 1, start, chunk);
   });
 }
+
+// ---- statistics of a sample ------------------------------------------------------------------------
+
+// Σ e·(max - x)/T over lanes, in the unit of the exps. Elements that Exp takes for its floor have no part.
+template <class V>
+struct EntropySum {
+  using W = Wide<V>;
+  ExactSum<W> sum;
+  void Add(V x, const ExpReference<V>& ref, W max, Double2<W> inverse_temperature) {
+    const W zero = W::Set(0);
+    const Double2<W> d = TwoSum(max, Sub(zero, Widen(x)));
+    const Double2<W> term = Mul(Widen(Exp(x, ref)), Mul(inverse_temperature, d));
+    const auto live = Lt(Widen(ref.floor), Widen(Sub(x, ref.shift)));
+    sum.Add({IfThenElse(live, term.hi, zero), IfThenElse(live, term.lo, zero)});
+  }
+};
+
+template <class T>
+inline Double2<F64> RowEntropy(const LossBatch& b, const T* x, const RowResult<T>& row,
+                               const LossTerms<Wide<Vec<T>>>& terms) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const W max = W::Set(FirstLane(row.stats.max));
+  EntropySum<V> entropy;
+  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t, size_t chunk) {
+    for (size_t i = 0; i < chunk; i += V::kLanes) {
+      const int count = static_cast<int>(Min(V::kLanes, chunk - i));
+      const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(-kInf));
+      entropy.Add(v, row.ref, max, terms.inverse_temperature);
+    }
+  });
+  return entropy.sum.Total();
+}
+
+template <class P, class V>
+inline Double2<Wide<V>> PanelEntropy(const P& panel, size_t n, V max, const ExpReference<V>& ref,
+                                     const LossTerms<Wide<V>>& terms) {
+  using W = Wide<V>;
+  constexpr size_t kLanes = V::kLanes;
+  EntropySum<V> lanes[kLanes];
+  for (size_t i = 0; i < n; ++i) {
+    lanes[i % kLanes].Add(panel.Load(i), ref, Widen(max), terms.inverse_temperature);
+  }
+  Double2<W> sums[kLanes];
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].sum.Lanes();
+  const Double2<W> total = Safe(FoldLanes(sums, Min(kLanes, n)));
+  return Safe(FastTwoSum(total.hi, total.lo));
+}
+
+template <class W>
+struct SampleStats {
+  W logsumexp, log_prob, entropy;
+};
+// `spread` is Σ e·(max - x)/T.
+template <class W>
+inline SampleStats<W> MakeSampleStats(const Sample<W>& s, const LossTerms<W>& terms,
+                                      Double2<W> spread) {
+  const Double2<W> log_sum = s.stats.LogSum();
+  const Double2<W> lse = SampleLogSumExp(s.stats, log_sum, terms);
+  const Double2<W> entropy = SafeAdd(Div(spread, s.stats.Sum()), log_sum);
+  // The loss without its options.
+  Sample<W> sample = s;
+  sample.weight = sample.coef = W::Set(1);
+  LossTerms<W> plain = terms;
+  plain.keep = ToDouble2(W::Set(1));
+  plain.smooth = false;
+  plain.z_loss = W::Set(0);
+  return {Add(lse.hi, lse.lo), Sub(W::Set(0), SampleLoss(sample, plain)),
+          Add(entropy.hi, entropy.lo)};
+}
+
+// Writes the statistics of one sample; `top` is where its first maximum is.
+inline void PutStats(const LossBatch& b, size_t sample, double max, double logsumexp,
+                     double log_prob, double entropy, size_t top, bool has_nan) {
+  const bool infinite = max == kInf || max == -kInf;
+  b.stats->logsumexp[sample] = infinite && !has_nan ? max : logsumexp;
+  b.stats->log_prob[sample] = log_prob;
+  b.stats->entropy[sample] = entropy;
+  b.stats->correct[sample] = !has_nan && static_cast<uint64_t>(b.targets[sample]) == top;
+}
+inline void PutNoStats(const LossBatch& b, size_t sample) {
+  if (b.stats == nullptr) return;
+  b.stats->logsumexp[sample] = b.stats->log_prob[sample] = b.stats->entropy[sample] = 0;
+  b.stats->correct[sample] = false;
+}
+
+template <class T>
+inline void PutRowStats(const LossBatch& b, size_t sample, const T* x, const RowResult<T>& row,
+                        const Sample<ND>& s, const LossTerms<ND>& terms) {
+  const Double2<F64> spread = RowEntropy(b, x, row, MakeTerms<Wide<Vec<T>>>(b));
+  const SampleStats<ND> stats = MakeSampleStats(s, terms, ForAll<Vec<T>>::Collect(spread));
+  const double log_sum = FirstLane(stats.entropy);
+  const bool has_nan = log_sum != log_sum && HasNaN(x, b.n, b.chunked);
+  PutStats(b, sample, FirstLane(row.stats.max), FirstLane(stats.logsumexp),
+           FirstLane(stats.log_prob), FirstLane(stats.entropy), row.top, has_nan);
+}
+
+// What the statistics of a panel need of its logits, which the gradient may overwrite.
+template <class V>
+struct PanelFacts {
+  Double2<Wide<V>> spread;
+  size_t top[V::kLanes];
+  bool has_nan[V::kLanes];
+};
+template <class P, class V>
+inline PanelFacts<V> MakePanelFacts(const P& panel, size_t n, V max, const ExpReference<V>& ref,
+                                    const LossTerms<Wide<V>>& terms) {
+  using T = typename P::T;
+  PanelFacts<V> facts;
+  facts.spread = PanelEntropy(panel, n, max, ref, terms);
+  typename V::Scalar maxima[V::kLanes];
+  Store(max, maxima);
+  for (int c = 0; c < panel.columns; ++c) {
+    facts.top[c] = n;
+    facts.has_nan[c] = false;
+    for (size_t i = n; i-- > 0;) {
+      const auto x = LoadOne(Step<const T>(panel.x, i, panel.stride) + c);
+      facts.has_nan[c] = facts.has_nan[c] || x != x;
+      if (x == maxima[c]) facts.top[c] = i;
+    }
+  }
+  return facts;
+}
+template <class V>
+inline void PutPanelStats(const LossBatch& b, size_t first, int columns, const PanelFacts<V>& facts,
+                          const Sample<Wide<V>>& s, const LossTerms<Wide<V>>& terms) {
+  using W = Wide<V>;
+  const SampleStats<W> stats = MakeSampleStats(s, terms, facts.spread);
+  double logsumexp[W::kLanes], log_prob[W::kLanes], entropy[W::kLanes], max[W::kLanes];
+  Store(stats.logsumexp, logsumexp);
+  Store(stats.log_prob, log_prob);
+  Store(stats.entropy, entropy);
+  Store(s.stats.max, max);
+  for (int c = 0; c < columns; ++c) {
+    PutStats(b, first + static_cast<size_t>(c), max[c], logsumexp[c], log_prob[c], entropy[c],
+             facts.top[c], facts.has_nan[c]);
+  }
+}
+
+// ---- the kernels -----------------------------------------------------------------------------------
 
 template <class P, class Out>
 inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out) {
@@ -315,17 +504,22 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   sample.coef = W::Load(coef);
   sample.gap = ToDouble2(W::Set(0));
   if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
+  PanelFacts<V> facts;
+  if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, max, ref, terms);
   const auto kept = KeepPanel(out, b.n, b.scratch);
   sample.stats.max = Widen(max);
   sample.stats.top = Widen(Exp(max, ref));
-  sample.stats.others =
-      b.grad == nullptr ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
-                        : PanelSum<true>(panel, b.n, max, ref,
-                                         [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+  sample.stats.others = b.grad == nullptr || terms.smooth
+                            ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
+                            : PanelSum<true>(panel, b.n, max, ref, [&](size_t i, ExpParts<V> e) {
+                                kept.Store(i, Value(e));
+                              });
   sample.stats.template DropFloor<V>(b.n);
   Store(SampleLoss(sample, terms), loss);
+  if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
   for (int c = 0; c < panel.columns; ++c) {
     b.loss[first + static_cast<size_t>(c)] = ignored[c] ? 0 : loss[c];
+    if (ignored[c]) PutNoStats(b, first + static_cast<size_t>(c));
   }
   if (b.grad == nullptr) return;
   const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
@@ -336,9 +530,13 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
   const auto is_live = Eq(V::Load(live), V::Set(1));
   for (size_t i = 0; i < b.n; ++i) {
-    const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
-    const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
-    const V g = terms.smooth ? Smoothed(factor, e, PullOf(grads.share, weight_here)) : factor(e);
+    V g;
+    if (terms.smooth) {
+      const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
+      g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)), PullOf(grads.share, weight_here));
+    } else {
+      g = factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref)));
+    }
     out.Store(i, IfThenElseZero(is_live, g));
   }
   Scalar at_target[kLanes];
@@ -370,13 +568,16 @@ void CrossEntropyRows(const LossBatch& b) {
     T* grad = b.grad == nullptr ? nullptr : Step<T>(b.grad, row, b.grad_stride);
     if (Ignored(b, row)) {
       b.loss[row] = 0;
+      PutNoStats(b, row);
       if (b.grad != nullptr) FillRow(grad, b.n, b.chunked, 1, 0);
       continue;
     }
     const size_t target = static_cast<size_t>(b.targets[row]);
-    // Read before the exps overwrite a gradient that lies over its logits.
+    // Read before the exps overwrite a gradient that lies over its logits. Statistics and smoothing need
+    // all logits again.
     const double target_logit = ElementOf(b, x, target);
-    auto* kept = b.grad == nullptr ? nullptr : ExpBuffer(grad, b.n, b.chunked, b.scratch);
+    const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
+    auto* kept = keeps ? ExpBuffer(grad, b.n, b.chunked, b.scratch) : nullptr;
     Sample<ND> sample;
     sample.target = ND::Set(target_logit);
     sample.weight = ND::Set(WeightOf(b, target));
@@ -388,11 +589,40 @@ void CrossEntropyRows(const LossBatch& b) {
     const RowResult<T> result = RowStats<T>(x, b.n, b.chunked, b.scale, kept);
     sample.stats = result.stats;
     b.loss[row] = FirstLane(SampleLoss(sample, terms));
+    if (b.stats != nullptr) PutRowStats(b, row, x, result, sample, terms);
     if (b.grad == nullptr) continue;
     const auto logit = V::Set(static_cast<typename V::Scalar>(target_logit));
     const GradTerms<ND> grads = SampleGrad(sample, ForAll<V>::Parts(Exp(logit, result.ref)), terms);
     WriteGrad(b, x, grad, kept, result.ref, grads, terms.smooth, target);
   }
+}
+
+// ---- soft capping ------------------------------------------------------------------------------------
+
+// cap·tanh(x/cap), with tanh(u) = -m/(2 + m) for m = expm1(-2u).
+inline void SoftcapArray(double* x, size_t n, double cap) {
+  using V = F64;
+  const V zero = V::Set(0), two = V::Set(2), limit = V::Set(cap);
+  MapRow<V>(x, x, n, [&](size_t, V v) {
+    const V u = Div(Abs(v), limit);
+    const V m = Elementary<V>::Expm1(Mul(V::Set(-2), u));
+    const V size = Mul(limit, Div(Sub(zero, m), Add(two, m)));
+    const V capped = IfThenElse(Lt(v, zero), Sub(zero, size), size);
+    return IfThenElse(Lt(u, V::Set(0x1p-28)), v, capped);  // where cap·u could lose digits
+  });
+}
+
+// Times 1 - tanh² = 4e/(1 + e)² for e = exp(-2|u|). A gradient of 0 stays 0, whatever the logit.
+inline void SoftcapBackwardArray(const double* x, double* grad, size_t n, double cap) {
+  using V = F64;
+  const V zero = V::Set(0), one = V::Set(1), limit = V::Set(cap);
+  MapRow<V>(x, grad, n, [&](size_t i, V v) {
+    const int count = static_cast<int>(Min(V::kLanes, n - i));
+    const V g = V::LoadN(grad + i, count, 0);
+    const V e = Elementary<V>::Exp(Mul(V::Set(-2), Div(Abs(v), limit)));
+    const V slope = Div(Mul(V::Set(4), e), Mul(Add(one, e), Add(one, e)));
+    return IfThenElse(Eq(g, zero), zero, Mul(g, slope));
+  });
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -415,21 +645,6 @@ inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
     if (writes) io.put(io.context, 2, start, count);
   }
 }
-
-// A running sum with its rounding errors.
-template <class W>
-struct ExactSum {
-  W sum = W::Set(0), error = W::Set(0);
-  void Add(Double2<W> x) {
-    const Double2<W> s = TwoSum(sum, x.hi);
-    sum = s.hi;
-    error = softlane::SOFTLANE_ISA::Add(error, softlane::SOFTLANE_ISA::Add(s.lo, x.lo));
-  }
-  Double2<F64> Total() const {
-    const Double2<F64> total = Safe(SumLanes(Double2<W>{sum, error}));
-    return Safe(FastTwoSum(total.hi, total.lo));
-  }
-};
 
 // The unit in which the terms of a row are summed, so that the sum cannot overflow where the result does
 // not: 1 but for gradients near the largest double.

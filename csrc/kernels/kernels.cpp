@@ -59,6 +59,10 @@ const KernelTable kTable = {
     SOFTLANE_STORAGES(SoftmaxBackwardRows),
     SOFTLANE_STORAGES(LogSoftmaxBackwardRows),
     LogSumExpWeighted,
+    SOFTLANE_STORAGES(ExpSumRows),
+    LogOfSums,
+    SoftcapArray,
+    SoftcapBackwardArray,
     {ExpArray<float>, LogArray<float>, Expm1Array<float>, Log1pArray<float>},
     {ExpArray<double>, LogArray<double>, Expm1Array<double>, Log1pArray<double>},
 };

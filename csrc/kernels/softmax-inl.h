@@ -469,6 +469,7 @@ template <class T>
 struct RowResult {
   Stats<ND> stats;
   ExpReference<Vec<T>> ref;
+  size_t top;  // where the first maximum is
 };
 
 template <class T>
@@ -489,7 +490,7 @@ inline RowResult<T> RowStats(const T* x, size_t n, const ChunkIo* io, const Scal
   stats.others = RowSum(x, n, io, ref, skip, kept);
   stats.top = ForAll<V>::Parts(Exp(V::Set(max), ref));
   stats.template DropFloor<V>(n);
-  return {stats, ref};
+  return {stats, ref, skip};
 }
 
 // ---- columns ------------------------------------------------------------------------------------
@@ -844,6 +845,52 @@ void LogSumExpRows(const Batch& b) {
     const double max = FirstLane(stats.max);
     const bool has_nan = (max == kInf || max == -kInf) && HasNaN(x, b.n, b.chunked);
     out[row] = LogSumExpOf(max, FirstLane(log_sum.hi), FirstLane(log_sum.lo), has_nan);
+  }
+}
+
+// ---- sums that others go on with -----------------------------------------------------------------
+
+template <class T>
+void ExpSumRows(const Batch& b) {
+  auto* out = static_cast<ExpSumState*>(b.out);
+  using Format = ExpFormat<typename Vec<T>::Scalar>;
+  for (size_t row = 0; row < b.count; ++row) {
+    const T* x = Step<const T>(b.x, row, b.x_stride);
+    const RowResult<T> r = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr);
+    const double max = FirstLane(r.stats.max);
+    if (max == kInf || max == -kInf) {
+      const bool has_nan = HasNaN(x, b.n, b.chunked);
+      out[row] = {0, kNoExponent, has_nan ? kInf - kInf : max == kInf ? kInf : 0, 0};
+      continue;
+    }
+    const Double2<ND> sum = r.stats.Sum();
+    const auto magic = static_cast<double>(FirstLane(r.ref.magic));
+    out[row] = {static_cast<double>(FirstLane(r.ref.shift)),
+                static_cast<double>(Format::kMagic + Format::kBias) - magic, FirstLane(sum.hi),
+                FirstLane(sum.lo)};
+  }
+}
+
+// log(mantissa·2^exponent) + shift. A mantissa near 1 keeps the small logarithm it has, so it is taken
+// from [3/4, 3/2).
+inline void LogOfSums(const ExpSumState* sums, double* out, size_t n) {
+  using V = F64;
+  const Double2<V> ln2 = {V::Set(kLn2DDHi), V::Set(kLn2DDLo)};
+  for (size_t i = 0; i < n; ++i) {
+    const ExpSumState s = sums[i];
+    if (!(s.hi > 0 && s.hi < kInf)) {
+      out[i] = s.hi == 0 ? -kInf : s.hi == kInf ? kInf : kInf - kInf;
+      continue;
+    }
+    const Decomposed<V> d = Decompose(V::Set(s.hi));
+    const bool upper = FirstLane(d.mantissa) >= 1.5;
+    const double binades = FirstLane(d.exponent) + (upper ? 1 : 0);
+    const PowerScale<V> down(-static_cast<int>(binades));
+    const Double2<V> mantissa = {down(V::Set(s.hi)), down(V::Set(s.lo))};
+    const V exponent = V::Set(s.exponent + binades);
+    const Double2<V> log = Add(Log(mantissa), Mul(ToDouble2(exponent), ln2));
+    const Double2<V> all = Add(ToDouble2(V::Set(s.shift)), log);
+    out[i] = FirstLane(Add(all.hi, all.lo));
   }
 }
 

@@ -59,6 +59,14 @@ struct BackwardBatch {
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };
 
+// What else is known of a sample once its loss is; each is an array of one value a row.
+struct LossStats {
+  double* logsumexp;
+  double* log_prob;  // of the target
+  double* entropy;   // of the prediction
+  bool* correct;     // the target is the first of the largest logits
+};
+
 struct LossBatch {
   const void* x;
   ptrdiff_t x_stride;
@@ -76,6 +84,9 @@ struct LossBatch {
   double weight_sum;       // Σ weight over the classes that count (n where weight is null)
   double smoothing;        // ε
   double classes;          // C in ε/C
+  double z_loss;           // λ of λ·logsumexp²
+  double offset;           // what was subtracted from the row's logits, over T
+  const LossStats* stats;  // null: not wanted
   double* loss;            // one a row
 };
 
@@ -88,6 +99,13 @@ struct WeightedBatch {
   double* result;
   double* sign;
 };
+
+// Σ exp(x) = (hi + lo)·exp(shift)·2^exponent. A sum of nothing has hi 0 and exponent kNoExponent; an
+// infinite or NaN sum has it in hi, and shift 0.
+struct ExpSumState {
+  double shift, exponent, hi, lo;
+};
+constexpr double kNoExponent = -1e300;
 
 struct KernelTable {
   const char* name;
@@ -103,6 +121,12 @@ struct KernelTable {
   void (*softmax_backward_rows[kStorages])(const BackwardBatch&);
   void (*log_softmax_backward_rows[kStorages])(const BackwardBatch&);
   void (*logsumexp_weighted)(const WeightedBatch&);
+  // out: ExpSumState[count]
+  void (*exp_sum_rows[kStorages])(const Batch&);
+  void (*log_of_sums)(const ExpSumState* sums, double* out, size_t n);
+  // x to cap·tanh(x/cap), and a gradient with respect to that to one with respect to x.
+  void (*softcap)(double* x, size_t n, double cap);
+  void (*softcap_backward)(const double* x, double* grad, size_t n, double cap);
   // Elementary functions over an array, for the tests of their accuracy: exp, log, expm1, log1p.
   void (*elementary_f32[4])(const float* x, float* out, size_t n);
   void (*elementary_f64[4])(const double* x, double* out, size_t n);

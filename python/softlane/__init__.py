@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from softlane import _arrays, _core
+from softlane._streaming import LogSumExp
 
 if TYPE_CHECKING:
     from typing import SupportsIndex, TypeAlias
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     Axis: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 __all__ = [
+    "CrossEntropyStats",
+    "LogSumExp",
     "cross_entropy",
     "cross_entropy_with_grad",
     "get_num_threads",
@@ -30,6 +33,9 @@ __all__ = [
     "logsumexp",
     "num_threads",
     "reference",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "set_num_threads",
     "show_config",
     "softmax",
@@ -365,6 +371,31 @@ def _logsumexp(
 # ---- cross-entropy ------------------------------------------------------------------------------
 
 
+class CrossEntropyStats(NamedTuple):
+    """What `cross_entropy` knows of each sample beside its loss, with ``return_stats=True``.
+
+    The arrays have the shape of `logits` without `axis`; they are scalars where that is (). All are
+    0, or False, for a sample that is ignored. Where targets are probabilities, the target of a
+    sample is the likeliest of them, the first if there are several.
+
+    Examples
+    --------
+    >>> import softlane
+    >>> _, stats = softlane.cross_entropy([1.0, 3.0], 1, return_stats=True)
+    >>> print(stats.logsumexp.round(4), stats.log_prob.round(4), stats.correct)
+    3.1269 -0.1269 True
+    """
+
+    logsumexp: Any
+    """The normaliser, ``logsumexp(logits / temperature)``: float64, or float32 for float32 losses."""
+    log_prob: Any
+    """The log-probability of the target."""
+    correct: Any
+    """Whether the target is the largest logit, the first if there are several; bool."""
+    entropy: Any
+    """The entropy of the prediction, ``-sum(p * log(p))`` in nats."""
+
+
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -381,8 +412,9 @@ def cross_entropy(
     reduction: str = "mean",
     dtype: Any = None,
     out: Any = None,
+    return_stats: bool = False,
 ) -> Any:
-    r"""Cross-entropy of predictions, given as logits, against target classes.
+    r"""Cross-entropy of predictions, given as logits, against target classes or probabilities.
 
     With :math:`p = \mathrm{softmax}(logits / T)` over C classes, target y, class weights w and
     label smoothing :math:`\varepsilon`, the loss of a sample is
@@ -390,13 +422,18 @@ def cross_entropy(
     .. math:: (1 - \varepsilon) \, w_y \, (-\log p_y)
               + \frac{\varepsilon}{C} \sum_c w_c \, (-\log p_c)
 
+    and for targets that are probabilities t
+
+    .. math:: \sum_c w_c \, \Bigl((1 - \varepsilon) \, t_c + \frac{\varepsilon}{C}\Bigr) \, (-\log p_c)
+
     Parameters
     ----------
     logits : array_like
         Logits of at least one dimension, as `softmax` takes them; `axis` is that of the C classes.
-    targets : array_like of int
+    targets : array_like
         The class of each sample, 0 to C - 1, in the shape of `logits` without `axis`; any integer
-        dtype. (torch's shape (N, C, d1, ...) is ``axis=1``.)
+        dtype. (torch's shape (N, C, d1, ...) is ``axis=1``.) Or, of a floating dtype and in the
+        shape of `logits`, a probability for each class; they need not add up to 1.
     axis : int, default: -1
         The axis of the classes.
     weight : array_like, optional
@@ -405,13 +442,14 @@ def cross_entropy(
         A factor for each sample; broadcasts to the shape of `targets`.
     ignore_index : int, default: -100
         Samples with this target have loss and gradient 0, whatever their logits hold, and do not
-        count in the mean.
+        count in the mean. Without meaning for probabilities.
     label_smoothing : float, default: 0.0
         The share, 0 to 1, of the target distribution that is spread over all classes.
     z_loss : float, default: 0.0
-        Not implemented yet, nor are probabilities as `targets`.
+        The factor of ``logsumexp(logits)**2``, which is added to the loss of each sample.
     softcap : float, optional
-        Not implemented yet.
+        Finite and above 0: before anything else the logits become
+        ``softcap * tanh(logits / softcap)``.
     temperature : float, default: 1.0
         Finite and above 0; divides the logits.
     where : array_like of bool, optional
@@ -420,17 +458,22 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default: "mean"
         "mean" is the weighted one: the sum of the losses over the sum of the factors
         ``weight[y] * sample_weight`` of the samples that are not ignored; NaN if there are none.
+        With probabilities the factors are `sample_weight` alone.
     dtype : dtype_like, optional
         float16, bfloat16, float32 or float64: the dtype to compute in and to return. By default
         that of `logits`, but float32 for half types and float64 for integers.
     out : writable buffer, optional
-        Where the losses go, of their shape (that of `targets`, or () for a sum or mean) and dtype.
+        Where the losses go, of their shape (() for a sum or mean) and dtype.
+    return_stats : bool, default: False
+        Whether to return what else the pass over the logits gives.
 
     Returns
     -------
-    ndarray or scalar
-        The loss in nats, a scalar or, for ``reduction="none"``, in the shape of `targets`; `out`
-        itself if it was given. Perplexity is ``exp`` of the mean.
+    loss : ndarray or scalar
+        The loss in nats, a scalar or, for ``reduction="none"``, in the shape of `logits` without
+        `axis`; `out` itself if it was given. Perplexity is ``exp`` of the mean.
+    stats : CrossEntropyStats
+        Only with `return_stats`: logsumexp, log_prob, correct and entropy of each sample.
 
     Raises
     ------
@@ -442,8 +485,6 @@ def cross_entropy(
         For an argument of another shape or out of its range, and a target outside `where`.
     numpy.exceptions.AxisError
         For an axis that `logits` does not have.
-    NotImplementedError
-        For what is marked so above.
 
     See Also
     --------
@@ -452,12 +493,17 @@ def cross_entropy(
     Notes
     -----
     The loss of each sample lies within 2 ulp of the exact one, in confident rows too; sums over
-    samples are taken in float64. Label smoothing is that of Szegedy et al. [1]_.
+    samples are taken in float64. Label smoothing is that of Szegedy et al. [1]_, the z-loss that of
+    Chowdhery et al. [2]_, the soft cap that of Gemma 2 [3]_. With a soft cap the error is that of a
+    float64 computation, rounded to the result.
 
     References
     ----------
     .. [1] "Rethinking the Inception architecture for computer vision", 2015,
        :arxiv:`1512.00567`.
+    .. [2] "PaLM: scaling language modeling with pathways", 2022, :arxiv:`2204.02311`.
+    .. [3] "Gemma 2: improving open language models at a practical size", 2024,
+       :arxiv:`2408.00118`.
 
     Examples
     --------
@@ -467,6 +513,11 @@ def cross_entropy(
     1.41853977
     >>> print(softlane.cross_entropy(logits, [0, 2], reduction="none").round(8))
     [0.41703002 2.42004952]
+    >>> loss, stats = softlane.cross_entropy(logits, [0, 2], return_stats=True)
+    >>> print(stats.correct, stats.entropy.round(4))
+    [ True False] [0.8467 0.6329]
+    >>> print(softlane.cross_entropy(logits, [[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]]).round(8))
+    1.24853977
     """
     return _cross_entropy(
         logits,
@@ -483,7 +534,8 @@ def cross_entropy(
         reduction,
         dtype,
         out,
-    )[0]
+        return_stats=return_stats,
+    )
 
 
 def cross_entropy_with_grad(
@@ -502,7 +554,8 @@ def cross_entropy_with_grad(
     reduction: str = "mean",
     dtype: Any = None,
     grad_out: Any = None,
-) -> tuple[Any, Any]:
+    return_stats: bool = False,
+) -> Any:
     r"""Cross-entropy and its gradient with respect to the logits, from one pass.
 
     The gradient of a sample, before it is divided as the mean is, and by the temperature, is
@@ -524,6 +577,8 @@ def cross_entropy_with_grad(
         the loss has the dtype that `cross_entropy` gives it and the gradient that of `logits`.
     grad_out : writable buffer, optional
         Where the gradient goes, of its shape and dtype. It may overlap any input, or be `logits`.
+    return_stats : bool, default: False
+        As in `cross_entropy`.
 
     Returns
     -------
@@ -531,10 +586,12 @@ def cross_entropy_with_grad(
         As `cross_entropy` gives it.
     grad : ndarray
         The gradient in the shape of `logits`; `grad_out` itself if it was given.
+    stats : CrossEntropyStats
+        Only with `return_stats`.
 
     Raises
     ------
-    IndexError, TypeError, ValueError, numpy.exceptions.AxisError, NotImplementedError
+    IndexError, TypeError, ValueError, numpy.exceptions.AxisError
         As `cross_entropy` does.
 
     See Also
@@ -572,6 +629,7 @@ def cross_entropy_with_grad(
         reduction,
         dtype,
         None,
+        return_stats=return_stats,
         with_grad=True,
         grad_out=grad_out,
     )
@@ -593,9 +651,10 @@ def _cross_entropy(
     dtype: Any,
     out: Any,
     *,
+    return_stats: bool,
     with_grad: bool = False,
     grad_out: Any = None,
-) -> tuple[Any, Any]:
+) -> Any:
     z = _arrays.as_array(logits, "logits")
     grad_dtype = _arrays.float_dtype(z.dtype, "logits")
     loss_dtype = _arrays.reduced_dtype(grad_dtype)
@@ -613,13 +672,6 @@ def _cross_entropy(
     cap = 0.0 if softcap is None else _arrays.as_positive(softcap, "softcap")
     divisor = _arrays.as_positive(temperature, "temperature")
     reduce = _arrays.as_reduction(reduction)
-    if y.dtype.kind not in "iu":
-        raise NotImplementedError("targets that are probabilities are not implemented yet")
-    if z_factor != 0.0:
-        raise NotImplementedError("z_loss other than 0 is not implemented yet")
-    if cap != 0.0:
-        raise NotImplementedError("softcap is not implemented yet")
-
     inputs = (y, w, s, mask)
     loss = _arrays.Result(y, () if reduce else samples, loss_dtype, out, "out", (z, *inputs))
     losses = None if reduce else loss.array
@@ -629,13 +681,150 @@ def _cross_entropy(
         gradients = grad.array
     z, gradients, w, s, losses, y, bf16 = _arrays.operands(z, gradients, w, s, losses, y)
     bf16 |= _LOSS_BITS[loss_dtype.char]
+    stats = None
+    if return_stats:
+        kind = _arrays.reduced_dtype(loss_dtype)
+        correct = np.empty(samples, np.bool_)
+        stats = (np.empty(samples, kind), np.empty(samples, kind), np.empty(samples, kind), correct)
     reduced = _core.cross_entropy(
         z, y, class_axis, w, s, ignored, smoothing, divisor, mask, reduce,
-        losses, gradients, bf16, z_factor, cap, None,
+        losses, gradients, bf16, z_factor, cap, stats,
     )  # fmt: skip
     if reduce:
         loss.array[()] = reduced  # which is of the dtype already: no rounding here
-    return loss.value(), None if grad is None else grad.value()
+    results = [loss.value()]
+    if grad is not None:
+        results.append(grad.value())
+    if stats is not None:
+        lse, log_prob, entropy, correct = (array[()] for array in stats)
+        results.append(CrossEntropyStats(lse, log_prob, correct, entropy))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+# ---- ragged rows --------------------------------------------------------------------------------
+
+
+def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
+    r"""Softmax over each segment of a one-dimensional array.
+
+    Segment i is ``x[indptr[i]:indptr[i + 1]]``, as rows are in SciPy's CSR format: the edges of a
+    graph by their node, or attention over sequences of different lengths.
+
+    Parameters
+    ----------
+    x : array_like
+        Logits of one dimension, as `softmax` takes them.
+    indptr : array_like of int
+        One more than there are segments: ascending from 0 to the length of `x`. Equal neighbours
+        are an empty segment.
+    out : writable buffer, optional
+        Where the result goes, of its shape and dtype. It may overlap `x`, or be it.
+
+    Returns
+    -------
+    ndarray
+        The probabilities, in the shape of `x`; `out` itself if it was given. Each segment is, to
+        the bit, what `softmax` makes of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax` does; ValueError also for an `x` of more dimensions, and for an `indptr` that
+        does not start with 0, descends, or does not end in the length of `x`.
+
+    See Also
+    --------
+    segment_log_softmax, segment_logsumexp
+
+    Examples
+    --------
+    >>> import softlane
+    >>> print(softlane.segment_softmax([1.0, 2.0, 3.0, 0.0, 0.0], [0, 3, 3, 5]).round(8))
+    [0.09003057 0.24472847 0.66524096 0.5        0.5       ]
+    """
+    return _segments(x, indptr, out, log=False)
+
+
+def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
+    r"""Log-softmax over each segment of a one-dimensional array.
+
+    Parameters
+    ----------
+    x, indptr, out
+        As in `segment_softmax`.
+
+    Returns
+    -------
+    ndarray
+        The log-probabilities, in the shape of `x`; `out` itself if it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `segment_softmax` does.
+
+    See Also
+    --------
+    segment_softmax, segment_logsumexp
+
+    Examples
+    --------
+    >>> import softlane
+    >>> print(softlane.segment_log_softmax([0.0, 0.0, 7.0], [0, 2, 3]).round(8))
+    [-0.69314718 -0.69314718  0.        ]
+    """
+    return _segments(x, indptr, out, log=True)
+
+
+def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
+    r"""Logarithm of the sum of exponentials of each segment of a one-dimensional array.
+
+    Parameters
+    ----------
+    x, indptr
+        As in `segment_softmax`.
+    out : writable buffer, optional
+        Where the result goes, of its shape and dtype.
+
+    Returns
+    -------
+    ndarray
+        One logarithm for each segment, -inf for an empty one; float32 for half types, as
+        `logsumexp` gives it. `out` itself if it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `segment_softmax` does.
+
+    See Also
+    --------
+    segment_softmax, segment_log_softmax
+
+    Examples
+    --------
+    >>> import softlane
+    >>> print(softlane.segment_logsumexp([0.0, 0.0, 7.0], [0, 2, 2, 3]).round(8))
+    [0.69314718       -inf 7.        ]
+    """
+    return _segments(x, indptr, out, log=None)
+
+
+def _segments(x: Any, indptr: Any, out: Any, *, log: bool | None) -> Any:
+    logits = _arrays.as_array(x, "x")
+    computed = _arrays.float_dtype(logits.dtype, "x")
+    pointers = _arrays.as_pointers(indptr)
+    if logits.ndim != 1:
+        raise ValueError(f"x has shape {logits.shape}, expected one dimension")
+    if log is None:
+        shape = (pointers.size - 1,)
+        reduced = _arrays.reduced_dtype(computed)
+        result = _arrays.Result(logits, shape, reduced, out, "out", (logits, pointers))
+    else:
+        result = _arrays.Result(logits, logits.shape, computed, out, "out", (pointers,), (logits,))
+    given, target, bf16 = _arrays.operands(logits, result.array)
+    _core.segments(given, pointers, target, log, bf16)
+    return result.value()
 
 
 # ---- backward functions -------------------------------------------------------------------------

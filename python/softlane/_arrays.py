@@ -277,6 +277,16 @@ def as_sample_weight(sample_weight: Any, samples: Shape) -> Array | None:
     return broadcast(array, samples, "sample_weight", "targets")
 
 
+def as_pointers(indptr: Any) -> Array:
+    """The bounds of segments; that they ascend is checked where they are copied."""
+    array = as_array(indptr, "indptr")
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"indptr has shape {array.shape}, expected (segments + 1,)")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"indptr has dtype {array.dtype}, expected an integer type")
+    return array
+
+
 def operands(*arrays: Array | None) -> tuple[Any, ...]:
     """The arrays as the extension module takes them, and last the bits that mark bfloat16.
 

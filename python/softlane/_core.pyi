@@ -2,9 +2,9 @@
 
 Arrays are buffers of any strides. Axes are distinct and not negative. Outputs are written in place. A
 bfloat16 array goes as uint16, and a bit of `bf16` says so: 0 to 2 for softmax's x, out; logsumexp's x,
-b, out; softmax_backward's grad_output, output, out. 0 to 4 for cross_entropy's logits, grad, weight,
-sample_weight, loss, and its bits 6 and 7 are the loss's dtype: 0 float32, 1 float64 (which asks for
-float64 arithmetic), 2 float16, 3 bfloat16.
+b, out; softmax_backward's grad_output, output, out; segments' x, out; exp_sums' x. 0 to 5 for
+cross_entropy's logits, grad, weight, sample_weight, loss, targets, and its bits 6 and 7 are the loss's
+dtype: 0 float32, 1 float64 (which asks for float64 arithmetic), 2 float16, 3 bfloat16.
 """
 
 from typing import Any, TypeAlias
@@ -53,9 +53,12 @@ def cross_entropy(
     bf16: int,
     z_loss: float,
     softcap: float,
-    stats: None,
+    stats: tuple[_Array, _Array, _Array, _Array] | None,
     /,
 ) -> float: ...
+def exp_sums(x: _Array, states: _Array, axes: tuple[int, ...], bf16: int, /) -> None: ...
+def log_of_sums(states: _Array, /) -> _Array: ...
+def segments(x: _Array, indptr: _Array, out: _Array, log: bool | None, bf16: int, /) -> None: ...
 def softmax_backward(
     grad_output: _Array,
     output: _Array,
