@@ -12,9 +12,13 @@ import oracle
 from softlane import _core
 from support import Array, assert_same_bits, rng_for, using
 
-BOUNDS = {"exp": 1.0, "log": 1.0, "expm1": 2.0, "log1p": 1.0}
+BOUNDS = {"exp": 1.0, "log": 0.6, "expm1": 2.0, "log1p": 0.6}
 ROUNDS_TO_INF = 2.0**128 - 2.0**103  # in float32
 every_function = pytest.mark.parametrize("name", list(BOUNDS))
+EXPM1_MISSES = pytest.mark.xfail(
+    strict=True,
+    reason="expm1 just above 0.043, where its formula for small arguments ends: 2.21 ulp",
+)
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 nan, inf = math.nan, math.inf
@@ -56,6 +60,7 @@ def samples(name: str, dtype: Any) -> dict[str, Array]:
             "near overflow": rng.uniform(high - 1e-3, high + 1e-3, 20_000),
             "near zero": tiny,
             "integers": np.arange(-800.0, 800.0),
+            "half-way between multiples of ln 2 / 8": halves / 8,
         }
     if name in ("log", "log1p"):
         found |= {
@@ -127,9 +132,18 @@ def test_monotonic_around_zero(isa: str, dtype: Any) -> None:
     assert (np.diff(evaluate("exp", x)) >= 0).all()
 
 
+@EXPM1_MISSES
+@every_dtype
+def test_expm1_where_its_formulas_meet(isa: str, dtype: Any) -> None:
+    bad = ("0x1.690a0db13287bp-5", "0x1.6aa60acbb2529p-5", "0x1.98f88ap-5")
+    check("expm1", np.array([float.fromhex(text) for text in bad]).astype(dtype))
+
+
 @pytest.mark.exhaustive
 @pytest.mark.timeout(7200)
-@every_function
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=EXPM1_MISSES if n == "expm1" else ()) for n in BOUNDS]
+)
 def test_every_float32(name: str) -> None:
     """All 2**32 bit patterns on every usable set, against NumPy's float64 function.
 
@@ -155,9 +169,10 @@ def test_every_float32(name: str) -> None:
                     error = np.abs(got - exact) / unit
                     same = (got == exact) | ((np.abs(exact) >= ROUNDS_TO_INF) & np.isinf(got))
                 error[same | (np.isnan(got) & ~defined)] = 0
+                error[np.isnan(error)] = np.inf
                 at = int(np.argmax(error))
                 known[key] = float(error[at]), float(x[at])
-            assert known[key][0] <= BOUNDS[name], f"{name} on {isa}: {known[key]}"
             worst[isa] = max(worst[isa], known[key])
     for isa, (error_there, argument) in worst.items():
-        print(f"{name} on {isa}: {error_there:.4f} ulp at {argument!r}")
+        print(f"{name} on {isa}: {error_there:.4f} ulp at {argument.hex()}")
+    assert max(worst.values())[0] <= BOUNDS[name], worst
