@@ -31,7 +31,10 @@ from support import (
 )
 
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
-THRESHOLDS = (16, 128, 1024, 65536, 131072)
+# Lengths at which something changes: lanes of a panel, rows that make a panel, a block of a sum, samples at a time;
+# columns whose exps fit the scratch; one and two chunks of a packed row, the work that is worth a thread; half types'
+# rows whose exps fit the scratch.
+THRESHOLDS = (16, 64, 128, 256, 1024, 8192, 16384, 30720, 32768, 61440, 65536, 131072)
 AROUND = [n + d for n in THRESHOLDS for d in (-1, 0, 1)]
 
 # Each call takes rows (count, n) with targets and an incoming gradient, and gives arrays whose first axis is the row.
@@ -176,6 +179,28 @@ def test_rows_against_columns(fused_isa: str, name: str, dtype: DType) -> None:
             assert_rows(got, expected, f"{width} columns of length {n}", chosen)
 
 
+@every_float
+def test_the_last_axis_against_a_middle_one_and_several(fused_isa: str, dtype: DType) -> None:
+    for n in FEW_TAILS:
+        rows = rows_of(dtype, n, 12)
+        x, g, y = (np.reshape(a, (3, 4, n)) for a in (rows.x, rows.g, rows.y))
+        middle, g_middle, y_middle = (np.ascontiguousarray(a.swapaxes(1, 2)) for a in (x, g, y))
+        targets = rows.targets.reshape(3, 4)
+        for function in (softlane.softmax, softlane.log_softmax):
+            assert_same_bits(function(middle, 1).swapaxes(1, 2), function(x), f"length {n}")
+            several = function(x, (0, 2)).swapaxes(0, 1).reshape(4, 3 * n)
+            flat = x.swapaxes(0, 1).reshape(4, 3 * n)
+            assert_same_bits(several, function(flat), f"two axes, length 3 x {n}")
+        assert_same_bits(softlane.logsumexp(middle, 1), softlane.logsumexp(x), f"length {n}")
+        for backward in (softlane.softmax_backward, softlane.log_softmax_backward):
+            got = backward(g_middle, y_middle, 1).swapaxes(1, 2)
+            assert_same_bits(got, backward(g, y), f"length {n}")
+        loss, grad = softlane.cross_entropy_with_grad(x, targets)
+        loss_middle, grad_middle = softlane.cross_entropy_with_grad(middle, targets, 1)
+        assert_same_bits(loss_middle, loss, f"length {n}")
+        assert_same_bits(grad_middle.swapaxes(1, 2), grad, f"length {n}")
+
+
 @every_call
 @every_float
 def test_strides_and_alignment(fused_isa: str, name: str, dtype: DType) -> None:
@@ -197,7 +222,7 @@ def test_strides_and_alignment(fused_isa: str, name: str, dtype: DType) -> None:
 @pytest.mark.parametrize("n", AROUND)
 def test_lengths_around_thresholds(fused_isa: str, dtype: DType, n: int) -> None:
     """Rows, columns, strides, one thread and many, one row and several: of lengths around block sizes."""
-    rows = rows_of(dtype, n, 2 if n > 2000 else 40)
+    rows = rows_of(dtype, n, 40 if n < 2000 else 17 if n < 20_000 else 2)
     reversed_x = strided(rows.x, (1, -2))
     for name, call in CALLS.items():
         with threads(1):
@@ -223,6 +248,11 @@ def test_batches_around_thresholds(fused_isa: str, name: str) -> None:
         19,
         146,
         147,
+        255,
+        256,
+        257,
+        585,
+        586,
         1170,
         1171,
         2340,
@@ -317,7 +347,9 @@ def test_the_loss_with_and_without_the_gradient(fused_isa: str) -> None:
 
 @every_call
 def test_one_thread_against_many(fused_isa: str, name: str) -> None:
-    for dtype, shape in ((np.dtype(np.float32), (997, 1031)), (np.dtype(np.float64), (11, 50_257))):
+    for dtype, shape in zip(
+        FLOATS, ((499, 1031), (2, 300_007), (997, 1031), (11, 50_257)), strict=False
+    ):
         rows = Rows(to_dtype(3 * rng_for("threads", shape).standard_normal(shape), dtype))
         with threads(1):
             rows.y = softlane.softmax(rows.x)
@@ -327,6 +359,18 @@ def test_one_thread_against_many(fused_isa: str, name: str) -> None:
             with threads(count):
                 assert_rows(CALLS[name](rows, -1, identity), expected, f"{count} threads")
                 assert_rows(CALLS[name](rows, 0, transpose), columns, f"{count} threads, axis 0")
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "cross_entropy", "softmax_backward"])
+def test_arrays_beyond_the_caches_against_parts(fused_isa: str, name: str) -> None:
+    """256 MB at once, with several threads, against a few rows at a time."""
+    rows = rows_of(np.dtype(np.float32), 4099, 16_384)
+    with threads(4):
+        expected = CALLS[name](rows, -1, identity)
+    for start in range(0, 16_384, 1024):
+        chosen = slice(start, start + 7)
+        assert_rows(CALLS[name](rows.pick(chosen), -1, identity), expected, name, chosen)
 
 
 @every_float
