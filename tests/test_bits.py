@@ -64,9 +64,11 @@ class Rows:
         return other
 
 
-def _loss(r: Rows, axis: int, turn: Callable[[Array], Array], **options: Any) -> list[Array]:
+def _loss(
+    r: Rows, axis: int, turn: Callable[[Array], Array], targets: Any = None, **options: Any
+) -> list[Array]:
     loss, grad = softlane.cross_entropy_with_grad(
-        turn(r.x), r.targets, axis, reduction="none", **options
+        turn(r.x), r.targets if targets is None else targets, axis, reduction="none", **options
     )
     return [loss, turn(grad)]
 
@@ -100,6 +102,12 @@ CALLS: dict[str, Callable[[Rows, int, Callable[[Array], Array]], list[Array]]] =
         label_smoothing=0.1,
         temperature=1.3,
         where=turn(r.where),
+    ),
+    "cross_entropy with z_loss and softcap": lambda r, axis, turn: _loss(
+        r, axis, turn, z_loss=1e-2, softcap=20.0
+    ),
+    "cross_entropy of probabilities": lambda r, axis, turn: _loss(
+        r, axis, turn, targets=turn(r.y), weight=r.weight, label_smoothing=0.1
     ),
     "softmax_backward": lambda r, axis, turn: [
         turn(softlane.softmax_backward(turn(r.g), turn(r.y), axis))
