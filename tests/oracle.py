@@ -329,6 +329,30 @@ class CrossEntropy(NamedTuple):
         return Exact(np.asarray(value), np.asarray(scale))
 
 
+class _Targets(NamedTuple):
+    """The samples as rows: which count, the target class of each (None: probabilities), target distributions."""
+
+    counted: Array
+    classes: Array | None
+    share: Array
+
+
+def _targets(
+    targets: Any, axis: int, rows: _Rows, mask: Array, ignore_index: int, smoothing: LD
+) -> _Targets:
+    per_class = smoothing / np.maximum(mask.sum(axis=-1), 1).astype(LD)[:, None]
+    given: Array = np.asarray(targets)
+    if given.dtype.kind not in "iu":
+        t = np.where(mask, rows.split(wide(given)), LD(0))
+        share = np.where(mask, (1 - smoothing) * t + per_class, LD(0))
+        return _Targets(np.ones(rows.count, bool), None, share)
+    counted = given.reshape(rows.count) != ignore_index
+    y = np.where(counted, given.reshape(rows.count), 0).astype(np.int64)
+    hot = np.arange(rows.length)[None, :] == y[:, None]
+    share = np.where(mask, np.where(hot, 1 - smoothing, LD(0)) + per_class, LD(0))
+    return _Targets(counted, y, share)
+
+
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -338,59 +362,130 @@ def cross_entropy(
     sample_weight: Any = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
     temperature: float = 1.0,
     where: Any = None,
     reduction: str = "none",
 ) -> CrossEntropy:
-    """Cross-entropy with integer targets; `reduction` decides what the gradient is divided by.
+    """Cross-entropy with classes or probabilities; `reduction` decides what the gradient is divided by.
 
-    A class of weight 0 counts 0, whatever its logit.
+    A class whose weight times target is 0 counts 0, whatever its logit.
     """
     z = wide(logits)
+    slope = LD(1)
+    if softcap is not None:
+        with np.errstate(all="ignore"):
+            slope = 1 / np.cosh(z / LD(softcap)) ** 2
+            z = np.where(np.isnan(z), z, LD(softcap) * np.tanh(z / LD(softcap)))
     rows = _Rows(z.shape, axis)
     s = _shift(rows.split(z), rows.split(_masked(where, z.shape)), temperature)
-    y = np.asarray(targets).reshape(rows.count)
-    counted = y != ignore_index
-    y = np.where(counted, y, 0).astype(np.int64)[:, None]
+    y = _targets(targets, axis, rows, s.mask, ignore_index, LD(label_smoothing))
     per_class = wide(np.ones(rows.length) if weight is None else weight)
     per_sample = np.broadcast_to(wide(1.0 if sample_weight is None else sample_weight), rows.outer)
     per_sample = per_sample.reshape(rows.count)
-    smooth = LD(label_smoothing)
-    inside = np.where(s.mask, per_class[None, :], LD(0))
     lp = _log_softmax(s)
-    lp_y = np.take_along_axis(lp, y, axis=-1)[:, 0] if rows.length else np.zeros(rows.count, LD)
-    w_y = per_class[y[:, 0]] if rows.length else np.zeros(rows.count, LD)
     with np.errstate(all="ignore"):
-        share = smooth / np.maximum(s.mask.sum(axis=-1), 1).astype(LD)
-        loss = np.where(w_y == 0, LD(0), (1 - smooth) * w_y * -lp_y)
-        scale = np.abs(loss)
-        if label_smoothing:
-            terms = np.where(s.mask & (inside != 0), inside * -lp, LD(0))
-            loss = (loss if label_smoothing < 1 else 0) + share * np.sum(terms, axis=-1)
-            scale = scale + share * np.sum(np.abs(terms), axis=-1)
-        loss, scale = loss * per_sample, scale * np.abs(per_sample)
-        loss, scale = np.where(counted, loss, LD(0)), np.where(counted, scale, LD(0))
-        divisor = LD(np.sum(np.where(counted, w_y * per_sample, LD(0))))
+        q = np.where(s.mask & (y.share != 0), per_class[None, :] * y.share, LD(0))
+        terms = np.where(q == 0, LD(0), q * -lp)
+        loss, scale = np.sum(terms, axis=-1), np.sum(np.abs(terms), axis=-1)
+        w_y = np.ones(rows.count, LD)
+        if y.classes is not None:
+            w_y = per_class[y.classes] if rows.length else 0 * w_y
+        divisor = LD(np.sum(np.where(y.counted, w_y * per_sample, LD(0))))
 
         p = np.where(s.mask, s.powers / (1 + s.rest), LD(0))
-        at_target = np.arange(rows.length)[None, :] == y
-        hot = np.where(at_target, np.expm1(lp), p)
-        mass = ((1 - smooth) * w_y + share * np.sum(inside, axis=-1))[:, None]
-        grad = (1 - smooth) * w_y[:, None] * hot
-        grad_scale = np.abs(grad)
-        if label_smoothing:
-            grad = grad + share[:, None] * (p * np.sum(inside, axis=-1)[:, None] - inside)
-            weighted = inside * (share[:, None] + np.where(at_target, 1 - smooth, LD(0)))
-            grad_scale = np.maximum(np.maximum(np.abs(p * mass), np.abs(weighted)), np.abs(grad))
+        total = np.sum(q, axis=-1)[:, None]
+        grad, terms_scale = total * p - q, np.maximum(np.abs(p * total), np.abs(q))
+        grad_scale = np.maximum(terms_scale, np.abs(grad))
+        if y.classes is not None:
+            # Of one class: p - 1 at the target is expm1(lp), and nothing else cancels.
+            hot = np.arange(rows.length)[None, :] == y.classes[:, None]
+            sharp = np.where(hot, np.expm1(lp), p)
+            if label_smoothing:
+                smooth = LD(label_smoothing) / np.maximum(s.mask.sum(axis=-1), 1).astype(LD)
+                inside = np.where(s.mask, per_class[None, :], LD(0))
+                away = p * np.sum(inside, axis=-1)[:, None] - inside
+                grad = (1 - LD(label_smoothing)) * w_y[:, None] * sharp + smooth[:, None] * away
+                grad_scale = np.maximum(terms_scale, np.abs(grad))
+            else:
+                grad = w_y[:, None] * sharp
+                grad_scale = np.abs(grad)
+        if z_loss:
+            lse = _log_sum_exp(s, temperature)
+            penalty = LD(z_loss) * lse**2
+            loss, scale = loss + penalty, scale + np.abs(penalty)
+            pull = 2 * LD(z_loss) * lse[:, None] * p
+            grad = grad + pull
+            grad_scale = np.maximum(np.maximum(terms_scale, np.abs(pull)), np.abs(grad))
+        loss, scale = loss * per_sample, scale * np.abs(per_sample)
+        loss, scale = np.where(y.counted, loss, LD(0)), np.where(y.counted, scale, LD(0))
         factor = per_sample[:, None] / LD(temperature) / (divisor if reduction == "mean" else 1)
+        factor = factor * rows.split(np.broadcast_to(slope, z.shape))
         grad, grad_scale = grad * factor, grad_scale * np.abs(factor)
         grad = np.where(s.bad, LD(np.nan), grad)
-        live = s.mask & counted[:, None]
+        live = s.mask & y.counted[:, None]
         grad, grad_scale = np.where(live, grad, LD(0)), np.where(live, grad_scale, LD(0))
     return CrossEntropy(
         Exact(rows.reduced(loss), rows.reduced(scale)),
         divisor,
         Exact(rows.join(grad), rows.join(grad_scale)),
+    )
+
+
+def _log_sum_exp(s: _Shifted, temperature: float) -> Array:
+    """Of each row, with the rounding errors of its two terms, which may cancel."""
+    with np.errstate(all="ignore"):
+        hi, lo = _divide((s.top[:, 0], np.zeros(len(s.top), LD)), np.asarray(temperature, LD))
+        total, error = two_sum(hi, np.log1p(s.rest[:, 0]))
+        value = np.where(np.isfinite(total), total + (error + lo), total)
+    return np.where(any_of(s.mask)[:, 0], value, LD(-np.inf))
+
+
+class Stats(NamedTuple):
+    """What cross_entropy tells of each sample beside its loss."""
+
+    logsumexp: Exact
+    log_prob: Exact
+    correct: Array
+    entropy: Exact
+
+
+def cross_entropy_stats(
+    logits: Any,
+    targets: Any,
+    axis: int = -1,
+    *,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    where: Any = None,
+) -> Stats:
+    """The statistics of samples with finite maxima; with probabilities, the target is the first of the likeliest."""
+    z = wide(logits)
+    rows = _Rows(z.shape, axis)
+    s = _shift(rows.split(z), rows.split(_masked(where, z.shape)), temperature)
+    y = _targets(targets, axis, rows, s.mask, ignore_index, LD(0))
+    classes = y.classes
+    if classes is None:
+        classes = np.argmax(np.where(s.mask, y.share, LD(-np.inf)), axis=-1)
+    lp = _log_softmax(s)
+    lse = _log_sum_exp(s, temperature)
+    with np.errstate(all="ignore"):
+        entropy = np.sum(np.where(s.powers == 0, LD(0), s.powers / (1 + s.rest) * -lp), axis=-1)
+        size = np.maximum(np.abs(s.top[:, 0] / LD(temperature)), np.abs(lse))
+    size = np.where(np.isfinite(lse), size, np.abs(lse))
+    at_target = np.take_along_axis(lp, classes[:, None], axis=-1)[:, 0]
+    first = np.argmax(np.where(s.mask, rows.split(z), LD(-np.inf)), axis=-1)
+
+    def exact(value: Array, scale: Array) -> Exact:
+        live, of_live = np.where(y.counted, value, LD(0)), np.where(y.counted, scale, LD(0))
+        return Exact(rows.reduced(live), rows.reduced(of_live))
+
+    return Stats(
+        exact(lse, size),
+        exact(at_target, np.abs(at_target)),
+        rows.reduced(y.counted & (first == classes)),
+        exact(entropy, np.abs(entropy)),
     )
 
 

@@ -37,8 +37,8 @@ def number(value: Any) -> Any:
     return mp.ldexp(mp.mpf(high) + mp.mpf(float(significand - LD(high))), int(exponent))
 
 
-def assert_agree(exact: Exact, expected: list[Any], label: str) -> None:
-    """The oracle's values, rounded to nothing, are within SLACK float64 ulp (of the oracle's own scale)."""
+def assert_agree(exact: Exact, expected: list[Any], label: str, slack: float = SLACK) -> None:
+    """The oracle's values, rounded to nothing, are within `slack` float64 ulp (of the oracle's own scale)."""
     for value, scale, reference in zip(
         exact.value.ravel(), exact.scale.ravel(), expected, strict=True
     ):
@@ -48,7 +48,7 @@ def assert_agree(exact: Exact, expected: list[Any], label: str) -> None:
             )
             continue
         size = max(abs(number(scale)), mp.mpf(2) ** -1022)
-        assert abs(number(value) - reference) <= SLACK * size * mp.mpf(2) ** -52, (
+        assert abs(number(value) - reference) <= slack * size * mp.mpf(2) ** -52, (
             label,
             value,
             reference,
@@ -157,6 +157,85 @@ def test_cross_entropy(n: int, smoothing: float) -> None:
             Exact(got.loss.value[i : i + 1], got.loss.scale[i : i + 1]), [loss * s[i]], name
         )
         assert_agree(Exact(got.grad.value[i], got.grad.scale[i]), grad, name)
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+@pytest.mark.parametrize("given", ["classes", "probabilities"])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_other_losses_and_statistics(
+    n: int, given: str, z_loss: float, softcap: float | None
+) -> None:
+    """By the textbook formulas: loss -sum q log p + λ lse², gradient by its definition."""
+    names, rows = make_rows(np.dtype(np.float64), n, infinities=False)
+    rng = rng_for(n, given, z_loss, softcap)
+    weight = rng.uniform(0.1, 3, n)
+    mask = rng.random(rows.shape) < 0.8
+    mask[:, 0] = True
+    hot = np.zeros(len(rows), np.int64)
+    t = rng.dirichlet(np.ones(n), len(rows))
+    if given == "classes":
+        t = np.eye(n)[hot]
+    options: dict[str, Any] = {"where": mask, "temperature": 0.7}
+    targets = hot if given == "classes" else t
+    got = oracle.cross_entropy(
+        rows, targets, weight=weight, label_smoothing=0.1, z_loss=z_loss, softcap=softcap, **options
+    )
+    stats = oracle.cross_entropy_stats(rows, targets, **options)
+    slack = SLACK
+    if softcap is not None:  # 30·tanh rounded to longdouble: 2^-63·30/0.7 in the exponents
+        slack = 0.1
+        scaled = np.abs(rows.astype(LD) / LD(softcap)) < 20
+        names, rows = names, np.where(scaled, rows, 0.0)
+        got = oracle.cross_entropy(
+            rows,
+            targets,
+            weight=weight,
+            label_smoothing=0.1,
+            z_loss=z_loss,
+            softcap=30.0,
+            **options,
+        )
+    eps, temperature, factor = mp.mpf(0.1), mp.mpf(0.7), mp.mpf(z_loss)
+    for i, name in enumerate(names):
+        with mpmath.workdps(400):
+            z = [mp.mpf(float(v)) for v in rows[i]]
+            slope = [mp.mpf(1)] * n
+            if softcap is not None:
+                slope = [1 / mp.cosh(v / 30) ** 2 for v in z]
+                z = [30 * mp.tanh(v / 30) for v in z]
+            p, lp = exact_rows(z, list(mask[i]), 0.7)
+            inside = [c for c in range(n) if mask[i, c]]
+            share = eps / len(inside)
+            q = {
+                c: mp.mpf(float(weight[c])) * ((1 - eps) * mp.mpf(float(t[i, c])) + share)
+                for c in inside
+            }
+            lse = z[inside[0]] / temperature - lp[inside[0]]
+            total = mp.fsum(q.values())
+            loss = -mp.fsum(q[c] * lp[c] for c in inside) + factor * lse**2
+            grad = [
+                (total * p[c] - q[c] + 2 * factor * lse * p[c]) / temperature * slope[c]
+                if mask[i, c]
+                else mp.mpf(0)
+                for c in range(n)
+            ]
+            entropy = -mp.fsum(p[c] * lp[c] for c in inside)
+        assert_agree(
+            Exact(got.loss.value[i : i + 1], got.loss.scale[i : i + 1]), [loss], name, slack
+        )
+        assert_agree(Exact(got.grad.value[i], got.grad.scale[i]), grad, name, slack)
+        if softcap is None:
+            y = 0 if given == "classes" else max(inside, key=lambda c: (t[i, c], -c))
+            for found, expected in (
+                (stats.logsumexp, lse),
+                (stats.log_prob, lp[y]),
+                (stats.entropy, entropy),
+            ):
+                assert_agree(
+                    Exact(found.value[i : i + 1], found.scale[i : i + 1]), [expected], name
+                )
+            assert stats.correct[i] == (min(inside, key=lambda c: (-rows[i, c], c)) == y)
 
 
 @pytest.mark.parametrize("n", LENGTHS)
