@@ -49,7 +49,14 @@ def test_every_page_has_its_place() -> None:
 
 @pytest.mark.slow
 def test_it_builds_without_warnings(tmp_path: Path) -> None:
-    for module in ("sphinx", "myst_parser", "numpydoc", "pydata_sphinx_theme", "dask"):
+    for module in (
+        "sphinx",
+        "myst_parser",
+        "latex2mathml",
+        "numpydoc",
+        "pydata_sphinx_theme",
+        "dask",
+    ):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"needs {module}: pip install '.[docs]'")
     source, site = tmp_path / "docs", tmp_path / "site"  # a copy, into which pages are generated
