@@ -36,6 +36,8 @@ LONG_KINDS = (
     "offset -1e+30",
 )
 
+Z_LOSS: dict[str, Any] = {"z_loss": 0.01}
+
 
 class Rows:
     """Rows of logits and what else a function takes, in the dtype of the logits."""
@@ -50,6 +52,7 @@ class Rows:
             "weight": to_dtype(0.5 + np.arange(n) % 7, x.dtype),
             "label_smoothing": 0.1,
         }
+        self.t = to_dtype(rng_for("targets", x.shape).random(x.shape), x.dtype)
         self.g = to_dtype(rng_for("incoming", x.shape).standard_normal(x.shape), x.dtype)
         self.lp = -np.abs(x)
 
@@ -62,6 +65,14 @@ class Rows:
     @cached_property
     def plain(self) -> oracle.CrossEntropy:
         return oracle.cross_entropy(self.x, self.targets)
+
+    @cached_property
+    def probable(self) -> oracle.CrossEntropy:
+        return oracle.cross_entropy(self.finite, self.t)
+
+    @cached_property
+    def penalised(self) -> oracle.CrossEntropy:
+        return oracle.cross_entropy(self.x, self.targets, **Z_LOSS)
 
     @cached_property
     def weighted(self) -> oracle.CrossEntropy:
@@ -109,6 +120,22 @@ FUNCTIONS = {
             r.finite, r.targets, reduction="sum", **r.options
         )[1],
         lambda r: r.weighted.grad,
+    ),
+    "probability targets": Function(
+        lambda r: softlane.cross_entropy(r.finite, r.t, reduction="none"),
+        lambda r: r.probable.loss,
+    ),
+    "their gradient": Function(
+        lambda r: softlane.cross_entropy_with_grad(r.finite, r.t, reduction="sum")[1],
+        lambda r: r.probable.grad,
+    ),
+    "z_loss": Function(
+        lambda r: softlane.cross_entropy(r.x, r.targets, reduction="none", **Z_LOSS),
+        lambda r: r.penalised.loss,
+    ),
+    "its gradient, z_loss": Function(
+        lambda r: softlane.cross_entropy_with_grad(r.x, r.targets, reduction="sum", **Z_LOSS)[1],
+        lambda r: r.penalised.grad,
     ),
     "softmax_backward": Function(
         lambda r: softlane.softmax_backward(r.g, r.p), lambda r: oracle.softmax_backward(r.g, r.p)
