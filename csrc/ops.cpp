@@ -585,6 +585,7 @@ class CrossEntropy {
     batch.scale = compute_.scale;
     batch.targets = targets;
     batch.coef = coef;
+    batch.weighs = a_.sample_weight != nullptr;
     batch.loss = loss;
     batch.divisor = divisor;
     batch.weight = weights_;

@@ -40,6 +40,7 @@ struct LossTerms {
   W weight_sum, divisor;
   bool smooth;
   W z_loss, offset;
+  bool plain;  // none of the options: the loss is (max - x_y) + log Σ
 };
 template <class W>
 inline LossTerms<W> MakeTerms(const LossBatch& b) {
@@ -53,7 +54,8 @@ inline LossTerms<W> MakeTerms(const LossBatch& b) {
           W::Set(b.divisor),
           b.smoothing != 0,
           W::Set(b.z_loss),
-          W::Set(b.offset)};
+          W::Set(b.offset),
+          b.scale.unit && b.smoothing == 0 && b.z_loss == 0 && b.weight == nullptr && !b.weighs};
 }
 
 // log Σ exp(x/T), infinite only with the logits.
@@ -75,6 +77,11 @@ inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
   const W zero = W::Set(0), one = W::Set(1), far = W::Set(0x1p900);
   const auto huge =
       Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
+  if (terms.plain && !AnyTrue(huge)) {
+    const Double2<W> loss =
+        SafeAdd(Safe(TwoSum(s.stats.max, Sub(zero, s.target))), s.stats.LogSum());
+    return Add(loss.hi, loss.lo);
+  }
   const W unit = IfThenElse(huge, W::Set(kGapScale), one);
   const W gap_unit = IfThenElse(huge, one, W::Set(1 / kGapScale));
   const Double2<W> full_log_sum = s.stats.LogSum();
@@ -299,26 +306,38 @@ inline double WeightOf(const LossBatch& b, size_t i) {
   return b.weight == nullptr ? 1.0 : *RowWeights(b, i, 1);
 }
 
-// Writes the gradient of a row from its kept exps, or from the logits again.
+// What the gradients of a block of rows are made of, row by row.
+template <class V>
+struct RowGrads {
+  RowFactors<V> factors;
+  PerRow share_hi, share_lo, at_target;
+  explicit RowGrads(const GradTerms<RowLanes>& terms)
+      : factors(MakeFactorParts<V>(terms.prob, Div(RowLanes::Set(1), terms.prob.hi), terms.sum)),
+        share_hi(terms.share.hi),
+        share_lo(terms.share.lo),
+        at_target(terms.at_target) {}
+};
+
+// Writes the gradient of row r of a block from its kept exps, or from the logits again.
 template <class T>
-inline void WriteGrad(const LossBatch& b, const T* x, T* grad, const typename Vec<T>::Scalar* kept,
-                      const ExpReference<Vec<T>>& ref, const GradTerms<ND>& terms, bool smooth,
-                      size_t target) {
+inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* grad,
+                      const typename Vec<T>::Scalar* kept, const RowGrads<Vec<T>>& grads,
+                      bool smooth, size_t target) {
   using V = Vec<T>;
   using W = Wide<V>;
-  const Factor<V> factor =
-      MakeFactor<ForAll<V>>(terms.prob, Div(ND::Set(1), terms.prob.hi), terms.sum);
-  const Double2<W> share = {W::Set(FirstLane(terms.share.hi)), W::Set(FirstLane(terms.share.lo))};
-  const auto at_target = V::Set(static_cast<typename V::Scalar>(FirstLane(terms.at_target)));
+  const Factor<V> factor = grads.factors[r];
+  const Double2<W> share = {W::Set(grads.share_hi[r]), W::Set(grads.share_lo[r])};
+  const auto at_target = static_cast<typename V::Scalar>(grads.at_target[r]);
+  const ExpReference<V> ref = rows.Ref(r);
   const auto put_target = [&](T* to, size_t start, size_t chunk) {
-    if (target - start < chunk) StoreN(at_target, to + (target - start), 1);
+    if (target - start < chunk) StoreOne(at_target, to + (target - start));
   };
   if (kept != nullptr) {
     MapRow<V>(kept, grad, b.n, [&](size_t, V e) { return factor(e); });
     put_target(grad, 0, b.n);
     return;
   }
-  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
+  ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
     T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
     if (smooth) {
       const double* weight = RowWeights(b, start, chunk);
@@ -352,17 +371,18 @@ struct EntropySum {
 };
 
 template <class T>
-inline Double2<F64> RowEntropy(const LossBatch& b, const T* x, const RowResult<T>& row,
-                               const LossTerms<Wide<Vec<T>>>& terms) {
+inline Double2<F64> RowEntropy(const LossBatch& b, const RowBlock<T>& rows, size_t r,
+                               double max_value, Double2<Wide<Vec<T>>> inverse_temperature) {
   using V = Vec<T>;
   using W = Wide<V>;
-  const W max = W::Set(FirstLane(row.stats.max));
+  const W max = W::Set(max_value);
+  const ExpReference<V> ref = rows.Ref(r);
   EntropySum<V> entropy;
-  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t, size_t chunk) {
+  ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t, size_t chunk) {
     for (size_t i = 0; i < chunk; i += V::kLanes) {
       const int count = static_cast<int>(Min(V::kLanes, chunk - i));
       const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(-kInf));
-      entropy.Add(v, row.ref, max, terms.inverse_temperature);
+      entropy.Add(v, ref, max, inverse_temperature);
     }
   });
   return entropy.sum.Total();
@@ -401,6 +421,7 @@ inline SampleStats<W> MakeSampleStats(const Sample<W>& s, const LossTerms<W>& te
   plain.keep = ToDouble2(W::Set(1));
   plain.smooth = false;
   plain.z_loss = W::Set(0);
+  plain.plain = false;
   return {Add(lse.hi, lse.lo), Sub(W::Set(0), SampleLoss(sample, plain)),
           Add(entropy.hi, entropy.lo)};
 }
@@ -421,14 +442,27 @@ inline void PutNoStats(const LossBatch& b, size_t sample) {
 }
 
 template <class T>
-inline void PutRowStats(const LossBatch& b, size_t sample, const T* x, const RowResult<T>& row,
-                        const Sample<ND>& s, const LossTerms<ND>& terms) {
-  const Double2<F64> spread = RowEntropy(b, x, row, MakeTerms<Wide<Vec<T>>>(b));
-  const SampleStats<ND> stats = MakeSampleStats(s, terms, ForAll<Vec<T>>::Collect(spread));
-  const double log_sum = FirstLane(stats.entropy);
-  const bool has_nan = log_sum != log_sum && HasNaN(x, b.n, b.chunked);
-  PutStats(b, sample, FirstLane(row.stats.max), FirstLane(stats.logsumexp),
-           FirstLane(stats.log_prob), FirstLane(stats.entropy), row.top, has_nan);
+inline void PutRowStats(const LossBatch& b, size_t first, const RowBlock<T>& rows,
+                        const Sample<RowLanes>& s, const LossTerms<RowLanes>& terms) {
+  using W = Wide<Vec<T>>;
+  const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
+  const PerRow max(s.stats.max);
+  double hi[RowLanes::kLanes] = {}, lo[RowLanes::kLanes] = {};
+  for (size_t r = 0; r < rows.rows; ++r) {
+    const Double2<F64> spread = RowEntropy(b, rows, r, max[r], inverse);
+    hi[r] = FirstLane(spread.hi);
+    lo[r] = FirstLane(spread.lo);
+  }
+  const auto stats = MakeSampleStats(s, terms, {RowLanes::Load(hi), RowLanes::Load(lo)});
+  const PerRow logsumexp(stats.logsumexp), log_prob(stats.log_prob), entropy(stats.entropy);
+  for (size_t r = 0; r < rows.rows; ++r) {
+    if (Ignored(b, first + r)) {
+      PutNoStats(b, first + r);
+      continue;
+    }
+    const bool has_nan = entropy[r] != entropy[r] && HasNaN(rows.x[r], b.n, b.chunked);
+    PutStats(b, first + r, max[r], logsumexp[r], log_prob[r], entropy[r], rows.top[r], has_nan);
+  }
 }
 
 // What the statistics of a panel need of its logits, which the gradient may overwrite.
@@ -496,7 +530,8 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
     weight[c] = WeightOf(b, target[c]);
     coef[c] = b.coef[sample];
   }
-  const V max = PanelMax(panel, b.n);
+  const Range<V> range = PanelRange(panel, b.n);
+  const V max = range.max;
   const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
   Sample<W> sample;
   sample.target = Widen(V::Load(logit));
@@ -510,8 +545,8 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   sample.stats.max = Widen(max);
   sample.stats.top = Widen(Exp(max, ref));
   sample.stats.others = b.grad == nullptr || terms.smooth
-                            ? PanelSum<true>(panel, b.n, max, ref, [](size_t, ExpParts<V>) {})
-                            : PanelSum<true>(panel, b.n, max, ref, [&](size_t i, ExpParts<V> e) {
+                            ? PanelSum<true>(panel, b.n, range, ref, [](size_t, ExpParts<V>) {})
+                            : PanelSum<true>(panel, b.n, range, ref, [&](size_t i, ExpParts<V> e) {
                                 kept.Store(i, Value(e));
                               });
   sample.stats.template DropFloor<V>(b.n);
@@ -524,7 +559,8 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   if (b.grad == nullptr) return;
   const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
   const Factor<V> factor =
-      MakeFactor<ByLane<V>>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum);
+      PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
+  const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
   V* tag = nullptr;
   Scalar live[kLanes];
   for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
@@ -535,14 +571,15 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
       const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
       g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)), PullOf(grads.share, weight_here));
     } else {
-      g = factor(kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref)));
+      const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
+      g = plain ? factor.Plain(e) : factor(e);
     }
     out.Store(i, IfThenElseZero(is_live, g));
   }
   Scalar at_target[kLanes];
   Store(Narrow(grads.at_target, tag), at_target);
   for (int c = 0; c < panel.columns; ++c) {
-    if (!ignored[c]) StoreN(V::Set(at_target[c]), Step<T>(out.out, target[c], out.stride) + c, 1);
+    if (!ignored[c]) StoreOne(at_target[c], Step<T>(out.out, target[c], out.stride) + c);
   }
 }
 
@@ -562,39 +599,56 @@ void CrossEntropyRows(const LossBatch& b) {
         [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
     return;
   }
-  const LossTerms<ND> terms = MakeTerms<ND>(b);
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    T* grad = b.grad == nullptr ? nullptr : Step<T>(b.grad, row, b.grad_stride);
-    if (Ignored(b, row)) {
-      b.loss[row] = 0;
-      PutNoStats(b, row);
-      if (b.grad != nullptr) FillRow(grad, b.n, b.chunked, 1, 0);
-      continue;
+  const LossTerms<RowLanes> terms = MakeTerms<RowLanes>(b);
+  // Statistics and smoothing need all logits again.
+  const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
+  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+    using W = RowLanes;
+    using Scalar = typename V::Scalar;
+    constexpr size_t kRows = RowBlock<T>::kRows;
+    Scalar* kept[kRows] = {};
+    Scalar logit[V::kLanes] = {};
+    double weight[kRows] = {}, coef[kRows] = {}, gap_hi[kRows] = {}, gap_lo[kRows] = {};
+    const PerRow max(LowLanes<V>(Widen(rows.max)));
+    for (size_t r = 0; r < rows.rows; ++r) {
+      if (Ignored(b, first + r)) continue;
+      // Read before the exps overwrite a gradient that lies over its logits.
+      const auto target = static_cast<size_t>(b.targets[first + r]);
+      logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
+      weight[r] = WeightOf(b, target);
+      coef[r] = b.coef[first + r];
+      if (terms.smooth) {
+        const Double2<F64> gap = RowGap(b, rows.x[r], max[r]);
+        gap_hi[r] = FirstLane(gap.hi);
+        gap_lo[r] = FirstLane(gap.lo);
+      }
+      if (keeps) {
+        T* grad = Step<T>(b.grad, first + r, b.grad_stride);
+        kept[r] = ExpBuffer(grad, r, b.n, b.chunked, b.scratch);
+      }
+      rows.template SumRow<true>(r, kept[r]);
     }
-    const size_t target = static_cast<size_t>(b.targets[row]);
-    // Read before the exps overwrite a gradient that lies over its logits. Statistics and smoothing need
-    // all logits again.
-    const double target_logit = ElementOf(b, x, target);
-    const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
-    auto* kept = keeps ? ExpBuffer(grad, b.n, b.chunked, b.scratch) : nullptr;
-    Sample<ND> sample;
-    sample.target = ND::Set(target_logit);
-    sample.weight = ND::Set(WeightOf(b, target));
-    sample.coef = ND::Set(b.coef[row]);
-    sample.gap = ToDouble2(ND::Set(0));
-    if (terms.smooth) {
-      sample.gap = ForAll<V>::Collect(RowGap(b, x, static_cast<double>(RowMax(x, b.n, b.chunked))));
+    Sample<W> sample;
+    sample.target = LowLanes<V>(Widen(V::Load(logit)));
+    sample.weight = W::Load(weight);
+    sample.coef = W::Load(coef);
+    sample.gap = {W::Load(gap_hi), W::Load(gap_lo)};
+    sample.stats = rows.Statistics();
+    const PerRow loss(SampleLoss(sample, terms));
+    for (size_t r = 0; r < rows.rows; ++r) b.loss[first + r] = Ignored(b, first + r) ? 0 : loss[r];
+    if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
+    if (b.grad == nullptr) return;
+    const RowGrads<V> grads(SampleGrad(sample, rows.Exps(V::Load(logit)), terms));
+    for (size_t r = 0; r < rows.rows; ++r) {
+      T* grad = Step<T>(b.grad, first + r, b.grad_stride);
+      if (Ignored(b, first + r)) {
+        FillRow(grad, b.n, b.chunked, 1, 0);
+      } else {
+        WriteGrad(b, rows, r, grad, kept[r], grads, terms.smooth,
+                  static_cast<size_t>(b.targets[first + r]));
+      }
     }
-    const RowResult<T> result = RowStats<T>(x, b.n, b.chunked, b.scale, kept);
-    sample.stats = result.stats;
-    b.loss[row] = FirstLane(SampleLoss(sample, terms));
-    if (b.stats != nullptr) PutRowStats(b, row, x, result, sample, terms);
-    if (b.grad == nullptr) continue;
-    const auto logit = V::Set(static_cast<typename V::Scalar>(target_logit));
-    const GradTerms<ND> grads = SampleGrad(sample, ForAll<V>::Parts(Exp(logit, result.ref)), terms);
-    WriteGrad(b, x, grad, kept, result.ref, grads, terms.smooth, target);
-  }
+  });
 }
 
 // ---- soft capping ------------------------------------------------------------------------------------
@@ -670,112 +724,262 @@ inline W DivideByTemperature(W x, const Scale& scale) {
   return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
 }
 
-// y·(g - Σ g·y)/T as (y·g - y·Σ)/T: g - Σ may overflow where the product does not. y == 0 gives 0.
+// m elements, of which a whole vector needs no mask.
+template <class V, class T>
+SOFTLANE_INLINE V LoadSome(const T* p, int m) {
+  return m == V::kLanes ? V::Load(p) : V::LoadN(p, m, 0);
+}
+// Calls f(i, m, accumulator) for the vectors of n elements, with one accumulator for even and one for odd
+// vectors, so that one addition need not wait for the other.
+template <class V, class A, class F>
+SOFTLANE_INLINE void ForPairsOfVectors(size_t n, A& even, A& odd, F f) {
+  constexpr size_t kLanes = V::kLanes;
+  size_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    f(i, V::kLanes, even);
+    f(i + kLanes, V::kLanes, odd);
+  }
+  for (; i < n; i += kLanes) f(i, static_cast<int>(Min(kLanes, n - i)), even);
+}
+
+// A running sum of doubles whose own rounding errors do not matter, as terms and result are float: unless
+// the terms cancel.
+template <class W>
+struct PlainSum {
+  W sum = W::Set(0), largest = W::Set(0);
+  void Add(Double2<W> x) {
+    sum = softlane::SOFTLANE_ISA::Add(sum, x.hi);
+    largest = Max(Abs(x.hi), largest);
+  }
+};
+// The sum of an even and an odd accumulator; false where n plain terms have cancelled too far.
+template <class W>
+inline bool AddUp(const PlainSum<W>& even, const PlainSum<W>& odd, size_t n, Double2<F64>* total) {
+  *total = ToDouble2(SumLanes(Add(even.sum, odd.sum)));
+  // A lane's error is at most n/32·2^-53 of the sum of sizes, which is at most n times the largest.
+  const W share = W::Set(0x1p-28 * (1 + static_cast<double>(n) / 32));
+  const W size = W::Set(FirstLane(Abs(total->hi)));
+  return !AnyTrue(Lt(size, Mul(Max(even.largest, odd.largest), share)));
+}
+template <class W>
+inline bool AddUp(ExactSum<W> even, const ExactSum<W>& odd, size_t, Double2<F64>* total) {
+  even.Add(odd.Lanes());
+  *total = even.Total();
+  return true;
+}
+
+template <class T>
+using GradSum =
+    typename std::conditional<sizeof(T) == 8, ExactSum<Wide<Vec<T>>>, PlainSum<Wide<Vec<T>>>>::type;
+
+// A product of two numbers of V's format, exactly.
+template <class V>
+SOFTLANE_INLINE Double2<Wide<V>> ExactProduct(Wide<V> a, Wide<V> b) {
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    return TwoProd(a, b);
+  } else {
+    return ToDouble2(Mul(a, b));
+  }
+}
+
+// Σ unit·g·y; with kMasked an element with y == 0 has no part, whatever its g. False: as AddUp.
+template <class Sum, class T, bool kMasked>
+inline bool GradDot(const BackwardBatch& b, size_t row, double unit, Double2<F64>* total) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  Sum even, odd;
+  ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
+    ForPairsOfVectors<V>(count, even, odd, [&](size_t i, int m, Sum& sum) SOFTLANE_LAMBDA {
+      const W yv = Widen(LoadSome<V>(y + i, m));
+      W gv = Widen(LoadSome<V>(g + i, m));
+      if constexpr (kMasked) {
+        gv = IfThenElse(Eq(yv, W::Set(0)), W::Set(0), Mul(gv, W::Set(unit)));
+      }
+      sum.Add(ExactProduct<V>(gv, yv));
+    });
+  });
+  return AddUp(even, odd, b.n, total);
+}
+
+// y·(g - Σ)/T for numbers whose products would leave the normal range; y == 0 gives 0.
+SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, const Scale& scale) {
+  const F64 zero = F64::Set(0);
+  const F64 lifted = Mul(y, F64::Set(PowerOfTwo(kLift)));
+  const Double2<F64> down = TwoProd(lifted, dot.hi);
+  const Double2<F64> up = TwoProd(lifted, g);
+  const Double2<F64> inverse = {F64::Set(scale.inv_hi), F64::Set(scale.inv_lo)};
+  const Double2<F64> all =
+      Add(up, Double2<F64>{Sub(zero, down.hi), Sub(zero, MulAdd(lifted, dot.lo, down.lo))});
+  return IfThenElse(Eq(y, zero), zero, ScaleDown(Mul(all, inverse)));
+}
+
+// y·(g - Σ g·y)/T; in double as (y·g - y·Σ)/T, as g - Σ may overflow where the product does not. y == 0
+// gives 0.
 template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   using W = Wide<V>;
+  constexpr bool kDouble = sizeof(T) == 8;
   const W zero = W::Set(0);
-  V* tag = nullptr;
   for (size_t row = 0; row < b.count; ++row) {
-    const double unit = SumUnit<T>(b, row);
-    ExactSum<W> sum;
-    ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
-      for (size_t i = 0; i < count; i += V::kLanes) {
-        const int m = static_cast<int>(Min(V::kLanes, count - i));
-        const W yv = Widen(V::LoadN(y + i, m, 0));
-        const W gv = Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(unit));
-        sum.Add(TwoProd(IfThenElse(Eq(yv, zero), zero, gv), yv));
-      }
-    });
-    const Double2<F64> total = sum.Total();
+    double unit = 1;
+    Double2<F64> total;
+    const bool sharp = GradDot<GradSum<T>, T, false>(b, row, unit, &total);
+    if (!sharp || !(FirstLane(Abs(total.hi)) < 0x1p900)) {
+      unit = SumUnit<T>(b, row);
+      GradDot<ExactSum<W>, T, true>(b, row, unit, &total);
+    }
     const Double2<W> dot = {W::Set(FirstLane(total.hi)), W::Set(FirstLane(total.lo))};
+    // With a sum of this size the products of a y from 2^-400 on are normal numbers.
+    const bool sound = FirstLane(Abs(total.hi)) > 0x1p-400;
+    const W least = W::Set(sound ? 0x1p-400 : kInf), back = W::Set(1 / unit);
     ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
-      for (size_t i = 0; i < count; i += V::kLanes) {
+      MapRow<V>(y, out, count, [&](size_t i, V y_stored) SOFTLANE_LAMBDA {
         const int m = static_cast<int>(Min(V::kLanes, count - i));
-        const W yv = Widen(V::LoadN(y + i, m, 0));
-        const W gv = Widen(V::LoadN(g + i, m, 0));
-        const Double2<W> product = TwoProd(yv, dot.hi);
-        const W part = Mul(product.hi, W::Set(1 / unit));
-        const W rest = Mul(MulAdd(yv, dot.lo, product.lo), W::Set(1 / unit));
-        W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
-        const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
-        if (sizeof(T) == sizeof(double) && AnyTrue(tiny)) {
-          const W lifted = Mul(yv, W::Set(PowerOfTwo(kLift)));
-          const Double2<W> down = TwoProd(lifted, dot.hi);
-          const Double2<W> up = TwoProd(lifted, gv);
-          const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
-          const Double2<W> all = Add(up, Double2<W>{Sub(zero, down.hi), Sub(zero, down.lo)});
-          r = IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
+        const W yv = Widen(y_stored);
+        const W gv = Widen(LoadSome<V>(g + i, m));
+        if constexpr (!kDouble) {
+          const W r = DivideByTemperature(Mul(yv, Sub(gv, dot.hi)), b.scale);
+          const V rounded = Narrow(r, static_cast<V*>(nullptr));
+          return IfThenElse(Eq(y_stored, V::Set(0)), V::Set(0), rounded);
+        } else {
+          const Double2<W> product = TwoProd(yv, dot.hi);
+          const W part = Mul(product.hi, back);
+          const W rest = Mul(MulAdd(yv, dot.lo, product.lo), back);
+          const W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
+          const auto rare = Lt(yv, least);
+          if (!AnyTrue(rare)) return r;
+          const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
+          return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, b.scale), r);
         }
-        StoreN(Narrow(IfThenElse(Eq(yv, zero), zero, r), tag), out + i, m);
-      }
+      });
     });
   }
 }
 
-// (g - exp(y)·Σ g)/T; y == -inf gives g. exp(y)·Σ is formed with the exponents kept apart.
+// (g - exp(y)·Σ g)/T; y == -inf gives g. exp(y)·Σ is formed with the exponents kept apart. Any doubles.
+SOFTLANE_RARE inline void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
+  using V = F64;
+  using Format = ExpFormat<double>;
+  const V zero = V::Set(0);
+  const double unit = SumUnit<double>(b, row);
+  ExactSum<V> sum;
+  V top = V::Set(0);
+  ForPairs<double>(b, row, false, [&](const double* g, const double* y, double*, size_t count) {
+    for (size_t i = 0; i < count; i += V::kLanes) {
+      const int m = static_cast<int>(Min(V::kLanes, count - i));
+      sum.Add(ToDouble2(Mul(V::LoadN(g + i, m, 0), V::Set(unit))));
+      top = Max(V::LoadN(y + i, m, 0), top);
+    }
+  });
+  // log-probabilities are <= 0; beyond this bound exp overflows whatever it is multiplied by.
+  const double limit = 2500;
+  const double max = MaxLane(top) < limit ? MaxLane(top) : limit;
+  const ExpReference<V> ref = MakeReference(V::Set(max), UnitFactor<V>());
+  const double n = Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic);
+  const Double2<F64> pair = sum.Total();
+  const double total = FirstLane(pair.hi);
+  const bool ordinary = total - total == 0 && total != 0;
+  const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
+  const V mantissa = V::Set(ordinary ? FirstLane(parts.mantissa) : total);
+  // What the low part is worth beside the mantissa.
+  const V rest = V::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
+  // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
+  double shift = FirstLane(parts.exponent) + n - Format::kSpare + (unit == 1 ? 0 : 64);
+  shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
+  const PowerScale<V> rescale(static_cast<int>(shift));
+  const PowerScale<V> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
+  const Double2<V> inverse = {V::Set(b.scale.inv_hi), V::Set(b.scale.inv_lo)};
+  ForPairs<double>(b, row, true, [&](const double* g, const double* y, double* out, size_t count) {
+    MapRow<V>(y, out, count, [&](size_t i, V yv) {
+      const V gv = V::LoadN(g + i, static_cast<int>(Min(V::kLanes, count - i)), 0);
+      const Double2<V> e = Widen(Exp(IfThenElse(Lt(V::Set(max), yv), V::Set(max), yv), ref));
+      const Double2<V> product = Safe(Mul(e, Double2<V>{mantissa, rest}));
+      const auto gone = Eq(yv, V::Set(-kInf));
+      const V high = IfThenElse(gone, zero, rescale(product.hi));
+      const V low = IfThenElse(gone, zero, rescale(product.lo));
+      const V r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
+      const auto tiny = Lt(Add(Abs(gv), Abs(high)), V::Set(0x1p-900));
+      if (!AnyTrue(tiny)) return r;
+      const Double2<V> lifted = {IfThenElse(gone, zero, lift(product.hi)),
+                                 IfThenElse(gone, zero, lift(product.lo))};
+      const Double2<V> all = Add(ToDouble2(Mul(gv, V::Set(PowerOfTwo(kLift)))),
+                                 Double2<V>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
+      return IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
+    });
+  });
+}
+
+// Σ g, and the range of y. False: as AddUp.
+template <class Sum, class T>
+inline bool GradTotal(const BackwardBatch& b, size_t row, Range<Vec<T>>* range,
+                      Double2<F64>* total) {
+  using V = Vec<T>;
+  Sum even, odd;
+  Range<V> all;
+  ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
+    ForPairsOfVectors<V>(count, even, odd, [&](size_t i, int m, Sum& sum) SOFTLANE_LAMBDA {
+      sum.Add(ToDouble2(Widen(LoadSome<V>(g + i, m))));
+      all.Add(LoadSome<V>(y + i, m));
+    });
+  });
+  *range = all;
+  return AddUp(even, odd, b.n, total);
+}
+
 template <class T>
 void LogSoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   using W = Wide<V>;
   using Scalar = typename V::Scalar;
   using Format = ExpFormat<Scalar>;
-  const W zero = W::Set(0);
-  V* tag = nullptr;
-  const ExpFactor<V> k = UnitFactor<V>();
+  constexpr bool kDouble = sizeof(T) == 8;
   for (size_t row = 0; row < b.count; ++row) {
-    const double unit = SumUnit<T>(b, row);
-    ExactSum<W> sum;
-    V top = V::Set(0);
-    ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
-      for (size_t i = 0; i < count; i += V::kLanes) {
-        const int m = static_cast<int>(Min(V::kLanes, count - i));
-        sum.Add(ToDouble2(Mul(Widen(V::LoadN(g + i, m, 0)), W::Set(unit))));
-        top = Max(V::LoadN(y + i, m, 0), top);
-      }
-    });
-    // log-probabilities are <= 0; beyond these bounds exp overflows whatever it is multiplied by.
-    const Scalar limit = sizeof(Scalar) == 4 ? 250 : 2500;
-    const Scalar max = MaxLane(top) < limit ? MaxLane(top) : limit;
-    const ExpReference<V> ref = MakeReference(V::Set(max), k);
+    Range<V> range;
+    Double2<F64> total;
+    if (!GradTotal<GradSum<T>, T>(b, row, &range, &total)) {
+      GradTotal<ExactSum<W>, T>(b, row, &range, &total);
+    }
+    const double size = FirstLane(Abs(total.hi));
+    // log-probabilities are <= 0; beyond this bound exp of a float overflows whatever it is multiplied by.
+    const Scalar limit = 250;
+    Scalar max = MaxLane(Max(range.max, V::Set(0)));
+    if (kDouble && !(max <= limit && size > 0x1p-400 && size < 0x1p500)) {
+      if constexpr (kDouble) LogSoftmaxBackwardRow(b, row);
+      continue;
+    }
+    max = max < limit ? max : limit;
+    const V ceiling = V::Set(max);
+    const ExpReference<V> ref = MakeReference(ceiling, UnitFactor<V>());
     const double n =
         static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic));
-    const Double2<F64> pair = sum.Total();
-    const double total = FirstLane(pair.hi);
-    const bool ordinary = total - total == 0 && total != 0;
-    const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
-    const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
-    // What the low part is worth beside the mantissa.
-    const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
-    // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
-    double shift =
-        FirstLane(parts.exponent) + n - static_cast<double>(Format::kSpare) + (unit == 1 ? 0 : 64);
-    shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
-    const PowerScale<W> rescale(static_cast<int>(shift));
-    const PowerScale<W> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
+    const double power = PowerOfTwo(static_cast<int>(n - static_cast<double>(Format::kSpare)));
+    const W hi = W::Set(FirstLane(total.hi) * power), lo = W::Set(FirstLane(total.lo) * power);
     ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
-      for (size_t i = 0; i < count; i += V::kLanes) {
-        const int m = static_cast<int>(Min(V::kLanes, count - i));
-        const V yv = V::LoadN(y + i, m, 0);
-        const W gv = Widen(V::LoadN(g + i, m, 0));
-        const Double2<W> e = Widen(Exp(IfThenElse(Lt(V::Set(max), yv), V::Set(max), yv), ref));
-        const Double2<W> product = Safe(Mul(e, Double2<W>{mantissa, rest}));
-        const auto gone = Eq(Widen(yv), W::Set(-kInf));
-        const W high = IfThenElse(gone, zero, rescale(product.hi));
-        const W low = IfThenElse(gone, zero, rescale(product.lo));
-        W r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
-        const auto tiny = Lt(Add(Abs(gv), Abs(high)), W::Set(0x1p-900));
-        if (sizeof(T) == sizeof(double) && AnyTrue(tiny)) {
-          const Double2<W> lifted = {IfThenElse(gone, zero, lift(product.hi)),
-                                     IfThenElse(gone, zero, lift(product.lo))};
+      MapRow<V>(y, out, count, [&](size_t i, V yv) SOFTLANE_LAMBDA {
+        const W gv = Widen(LoadSome<V>(g + i, static_cast<int>(Min(V::kLanes, count - i))));
+        const Double2<W> e = Widen(Exp(IfThenElse(Lt(ceiling, yv), ceiling, yv), ref));
+        // There exp(y)·Σ is below half of the least float, and -inf has no part at all.
+        const auto gone = Lt(Widen(yv), Widen(ref.floor));
+        if constexpr (!kDouble) {
+          const W r = IfThenElse(gone, gv, Sub(gv, Mul(e.hi, hi)));
+          return Narrow(DivideByTemperature(r, b.scale), static_cast<V*>(nullptr));
+        } else {
+          const W first = NegMulAdd(e.hi, hi, gv);
+          const W r = IfThenElse(gone, gv, Sub(first, MulAdd(e.lo, hi, Mul(e.hi, lo))));
+          const auto tiny = Lt(Abs(r), W::Set(0x1p-900));
+          const W scaled = DivideByTemperature(r, b.scale);
+          if (!AnyTrue(tiny)) return scaled;
+          const W lift = W::Set(PowerOfTwo(kLift));
+          const Double2<W> lifted = Mul(e, Double2<W>{Mul(hi, lift), Mul(lo, lift)});
           const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
-          const Double2<W> all = Add(ToDouble2(Mul(gv, W::Set(PowerOfTwo(kLift)))),
-                                     Double2<W>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
-          r = IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
+          const Double2<W> all =
+              Add(ToDouble2(Mul(gv, lift)),
+                  Double2<W>{Sub(W::Set(0), lifted.hi), Sub(W::Set(0), lifted.lo)});
+          const W small = ScaleDown(Mul(all, inverse));
+          return IfThenElse(AndNot(gone, tiny), small, scaled);
         }
-        StoreN(Narrow(r, tag), out + i, m);
-      }
+      });
     });
   }
 }

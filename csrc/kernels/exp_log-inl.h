@@ -163,13 +163,21 @@ SOFTLANE_INLINE V Exp2Poly(V r) {
                 V::Set(static_cast<typename V::Scalar>(kFloat ? kExp2F[0] : kExp2D[0])));
 }
 
+// Whether every x from `min` on lies above the floor, and nothing is subtracted: such an x needs neither
+// step of Exp. False for a reference that is not finite.
+template <class V>
+SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
+  const auto plain = And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min));
+  return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
+}
+
 // exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u relative
 // (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
 // 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
-template <class V>
+template <bool kOrdinary = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;
-  x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
+  if constexpr (!kOrdinary) x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
   const V t = MulAdd(x, ref.k.hi, ref.magic);
   const V n = Sub(t, ref.magic);
   V r = MulSub(x, ref.k.hi, n);

@@ -111,16 +111,20 @@ template <class W>
 inline Double2<W> ToDouble2(Double2<W> x) {
   return x;
 }
-inline float MaxLane(F32 x) {
-  x = Max(x, SwapLanes<8>(x));
-  x = Max(x, SwapLanes<4>(x));
-  x = Max(x, SwapLanes<2>(x));
-  return FirstLane(Max(x, SwapLanes<1>(x)));
+template <class V, class Op>
+inline typename V::Scalar FoldLane(V x, Op op) {
+  if constexpr (V::kLanes == 16) x = op(x, SwapLanes<8>(x));
+  x = op(x, SwapLanes<4>(x));
+  x = op(x, SwapLanes<2>(x));
+  return FirstLane(op(x, SwapLanes<1>(x)));
 }
-inline double MaxLane(F64 x) {
-  x = Max(x, SwapLanes<4>(x));
-  x = Max(x, SwapLanes<2>(x));
-  return FirstLane(Max(x, SwapLanes<1>(x)));
+template <class V>
+inline typename V::Scalar MaxLane(V x) {
+  return FoldLane(x, [](V a, V b) { return Max(a, b); });
+}
+template <class V>
+inline typename V::Scalar MinLane(V x) {
+  return FoldLane(x, [](V a, V b) { return Min(a, b); });
 }
 
 // ---- the statistics of rows ---------------------------------------------------------------------
@@ -173,8 +177,10 @@ struct Factor {
   Double2<W> coef;  // hi + lo without the 2^-kSpare
   V hi, lo, small;
 
+  // For an e of at least `small`.
+  SOFTLANE_INLINE V Plain(V e) const { return MulAddExact(e, hi, Mul(e, lo)); }
   SOFTLANE_INLINE V operator()(V e) const {
-    const V y = MulAddExact(e, hi, Mul(e, lo));
+    const V y = Plain(e);
     const auto rare = Lt(e, small);
     return AnyTrue(rare) ? IfThenElse(rare, Small(e), y) : y;
   }
@@ -195,43 +201,33 @@ struct Factor {
     }
   }
 };
-// How per-row numbers in double become V: one a lane (columns), or one for all lanes (rows, which work
-// them out in a single register).
-template <class V_>
-struct ByLane {
-  using V = V_;
-  using W = Wide<V>;
-  static V Make(W x) { return Narrow(x, static_cast<V*>(nullptr)); }
-  static W Round(W x) { return Widen(Make(x)); }
-  static W Spread(W x) { return x; }
-  static W Exact(V x) { return Widen(x); }
-  static Double2<W> Parts(ExpParts<V> e) { return Widen(e); }
-};
-template <class V_>
-struct ForAll {
-  using V = V_;
-  using W = ND;
-  using Scalar = typename V::Scalar;
-  static V Make(W x) { return V::Set(static_cast<Scalar>(FirstLane(x))); }
-  static W Round(W x) { return W::Set(static_cast<double>(static_cast<Scalar>(FirstLane(x)))); }
-  static Wide<V> Spread(W x) { return Wide<V>::Set(FirstLane(x)); }
-  static W Exact(V x) { return W::Set(static_cast<double>(FirstLane(x))); }
-  template <class S>
-  static Double2<W> Collect(Double2<S> x) {
-    return {W::Set(FirstLane(x.hi)), W::Set(FirstLane(x.lo))};
-  }
-  static Double2<W> Parts(ExpParts<V> e) { return Collect(Widen(e)); }
+// What a Factor is made of, one sample a lane.
+template <class W>
+struct FactorParts {
+  Double2<W> coef;
+  W hi, lo, small;
 };
 
+// A double rounded to V's format: for float Veltkamp's split at 24 digits.
+template <class V, class W>
+SOFTLANE_INLINE W RoundTo(W x) {
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    return x;
+  } else {
+    const W c = Mul(x, W::Set(0x1p29 + 1));
+    return Sub(c, Sub(c, x));
+  }
+}
+
 // The factor coef / sum, for a sum in units of 2^-kSpare; inverse_coef is 1 / coef, roughly.
-template <class Form, class W>
-inline Factor<typename Form::V> MakeFactor(Double2<W> coef, W inverse_coef, Double2<W> sum) {
-  using F = Factor<typename Form::V>;
+template <class V, class W>
+inline FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Double2<W> sum) {
+  using F = Factor<V>;
   const W down = W::Set(PowerOfTwo(-static_cast<int>(F::Format::kSpare)));
   const Double2<W> ratio = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
   const W size = Abs(ratio.hi);
   const W scaled = Mul(ratio.hi, down);
-  const W hi = Form::Round(scaled);
+  const W hi = RoundTo<V>(scaled);
   const W lo = Add(Sub(scaled, hi), Mul(ratio.lo, down));
   // e*lo keeps its digits for results above 2^-100 (2^-960). Where the factor itself is too small to be
   // split, or too large, every element is rare.
@@ -239,28 +235,26 @@ inline Factor<typename Form::V> MakeFactor(Double2<W> coef, W inverse_coef, Doub
   const auto splits = And(Lt(W::Set(F::kFloat ? 0x1p-32 : 0x1p-400), size),
                           Lt(size, W::Set(F::kFloat ? 0x1p120 : 0x1p1023)));
   const W least = Max(bound, W::Set(F::kLeast));
-  const W small = IfThenElse(Or(splits, IsNaN(size)), least, W::Set(kInf));
-  return {{Form::Spread(ratio.hi), Form::Spread(ratio.lo)},
-          Form::Make(hi),
-          Form::Make(lo),
-          Form::Make(small)};
+  return {ratio, hi, lo, IfThenElse(Or(splits, IsNaN(size)), least, W::Set(kInf))};
+}
+// The factors of a panel.
+template <class V>
+inline Factor<V> PanelFactor(const FactorParts<Wide<V>>& parts) {
+  V* tag = nullptr;
+  return {parts.coef, Narrow(parts.hi, tag), Narrow(parts.lo, tag), Narrow(parts.small, tag)};
 }
 
-// Rows in which the maximum's probability rounds to 1: it is 1 exactly there, whatever the rounding of
-// its stored exp says. Gives that exp, elsewhere a value that no exp has.
-template <class Form, class V, class W>
-inline V CertainExp(V max, const ExpReference<V>& ref, Double2<W> sum) {
-  using Format = ExpFormat<typename V::Scalar>;
-  const double unit = PowerOfTwo(static_cast<int>(Format::kSpare));
-  const W none = W::Set(-1);
-  if (!AnyTrue(Lt(sum.hi, W::Set(1.5 * unit)))) return Form::Make(none);
-  const ExpParts<V> e = Exp(max, ref);
-  const Double2<W> top = Form::Parts(e);
+// Samples in which the maximum's probability rounds to 1: it is 1 exactly there, whatever the rounding of
+// its stored exp says. `stored` is that exp, `top` the same with all its digits. Gives `stored`, or a value
+// that no exp has.
+template <class V, class W>
+inline W CertainExp(W stored, Double2<W> top, Double2<W> sum) {
+  const double unit = PowerOfTwo(static_cast<int>(ExpFormat<typename V::Scalar>::kSpare));
   const W others = Add(Sub(sum.hi, top.hi), Sub(sum.lo, top.lo));
   const double half_ulp =
       0.25 * static_cast<double>(std::numeric_limits<typename V::Scalar>::epsilon());
-  const auto certain = Lt(others, W::Set(unit * half_ulp));
-  return Form::Make(IfThenElse(certain, Form::Exact(Value(e)), none));
+  const auto near = And(Lt(sum.hi, W::Set(1.5 * unit)), Lt(others, W::Set(unit * half_ulp)));
+  return IfThenElse(near, stored, W::Set(-1));
 }
 
 // log_softmax of one element: (x - max)/T - log_sum. Both terms have one sign, so the error is the
@@ -278,22 +272,19 @@ struct LogMap {
     return Add(MulAddExact(d.hi, inv_hi, Sub(zero, log_sum)), finite);
   }
 };
-template <class Form, class W>
-inline LogMap<typename Form::V> MakeLogMap(typename Form::V max, Double2<W> log_sum,
-                                           const Scale& scale) {
-  using V = typename Form::V;
-  LogMap<V> map;
-  map.max = max;
+// `hi` is the sum's logarithm rounded to V's format, `lo` the rest.
+template <class V>
+inline LogMap<V> MakeLogMap(V max, V hi, V lo, const Scale& scale) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
-    map.inv_hi = V::Set(4 * scale.invf_hi);
-    map.inv_lo = V::Set(4 * scale.invf_lo);
+    return {max, V::Set(4 * scale.invf_hi), V::Set(4 * scale.invf_lo), hi, lo};
   } else {
-    map.inv_hi = V::Set(4 * scale.inv_hi);
-    map.inv_lo = V::Set(4 * scale.inv_lo);
+    return {max, V::Set(4 * scale.inv_hi), V::Set(4 * scale.inv_lo), hi, lo};
   }
-  map.log_sum = Form::Make(log_sum.hi);
-  map.log_sum_lo = Form::Make(Add(Sub(log_sum.hi, Form::Round(log_sum.hi)), log_sum.lo));
-  return map;
+}
+template <class V, class W>
+inline Double2<W> SplitFor(Double2<W> x) {
+  const W hi = RoundTo<V>(x.hi);
+  return {hi, Add(Sub(x.hi, hi), x.lo)};
 }
 
 // log Σ exp(x) without a temperature; SciPy's answers for rows of infinities. `others` of a row with
@@ -340,36 +331,64 @@ inline void MapChunks(const T* x, T* out, size_t n, const ChunkIo* io, int out_o
   });
 }
 
-// The largest element that is not a NaN; -inf if there is none.
+// The largest and the smallest element that are not NaN; -inf and inf if there is none.
+template <class V>
+struct Range {
+  V max = V::Set(static_cast<typename V::Scalar>(-kInf));
+  V min = V::Set(static_cast<typename V::Scalar>(kInf));
+  SOFTLANE_INLINE void Add(V x) {
+    max = Max(x, max);
+    min = Min(x, min);
+  }
+  void Add(const Range& other) {
+    max = Max(other.max, max);
+    min = Min(other.min, min);
+  }
+};
 template <class V, class T>
-inline V RunningMax(const T* x, size_t n, V max) {
+inline Range<V> RangeOf(const T* x, size_t n) {
   constexpr size_t kLanes = V::kLanes;
-  V m0 = max, m1 = max, m2 = max, m3 = max;
+  Range<V> r0, r1, r2, r3;
   size_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    m0 = Max(V::Load(x + i), m0);
-    m1 = Max(V::Load(x + i + kLanes), m1);
-    m2 = Max(V::Load(x + i + 2 * kLanes), m2);
-    m3 = Max(V::Load(x + i + 3 * kLanes), m3);
+    r0.Add(V::Load(x + i));
+    r1.Add(V::Load(x + i + kLanes));
+    r2.Add(V::Load(x + i + 2 * kLanes));
+    r3.Add(V::Load(x + i + 3 * kLanes));
   }
-  for (; i + kLanes <= n; i += kLanes) m0 = Max(V::Load(x + i), m0);
+  for (; i + kLanes <= n; i += kLanes) r0.Add(V::Load(x + i));
   if (i < n) {
-    m1 = Max(V::LoadN(x + i, static_cast<int>(n - i), static_cast<typename V::Scalar>(-kInf)), m1);
+    const auto nan = std::numeric_limits<typename V::Scalar>::quiet_NaN();
+    r1.Add(V::LoadN(x + i, static_cast<int>(n - i), nan));
   }
-  return Max(Max(m0, m1), Max(m2, m3));
+  r0.Add(r1);
+  r2.Add(r3);
+  r0.Add(r2);
+  return r0;
 }
 template <class T>
-inline auto RowMax(const T* row, size_t n, const ChunkIo* io) {
-  using V = Vec<T>;
-  V max = V::Set(static_cast<typename V::Scalar>(-kInf));
+inline Range<Vec<T>> RowRange(const T* row, size_t n, const ChunkIo* io) {
+  Range<Vec<T>> range;
   ForChunks(row, n, io, 0,
-            [&](const T* x, size_t, size_t count) { max = RunningMax<V>(x, count, max); });
-  return MaxLane(max);
+            [&](const T* x, size_t, size_t count) { range.Add(RangeOf<Vec<T>>(x, count)); });
+  return range;
 }
 
 template <class T>
 inline typename Vec<T>::Scalar LoadOne(const T* x) {
-  return FirstLane(Vec<T>::LoadN(x, 1, 0));
+  if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
+    return *x;
+  } else {
+    return FirstLane(Vec<T>::LoadN(x, 1, 0));
+  }
+}
+template <class T>
+inline void StoreOne(typename Vec<T>::Scalar value, T* x) {
+  if constexpr (sizeof(T) == sizeof(value)) {
+    *x = value;
+  } else {
+    StoreN(Vec<T>::Set(value), x, 1);
+  }
 }
 
 // The position of the first element equal to `value` (n if there is none).
@@ -405,7 +424,7 @@ SOFTLANE_INLINE typename V::Mask Lane(int lane) {
 
 // Adds the exps of x[0..n) but for x[skip] to `total`, and keeps all of them, rounded, where `kept` is
 // not null. Every call but the last of a row has an n that is a multiple of kBlock.
-template <bool kKeep, class V, class T>
+template <bool kKeep, bool kOrdinary, class V, class T>
 inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_t skip,
                    typename V::Scalar* kept, ExpSum<V>& total) {
   constexpr size_t kLanes = V::kLanes;
@@ -414,7 +433,7 @@ inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_
   for (size_t i = 0; i < n;) {
     const size_t end = Min(n, i + kBlock);
     for (; i + kLanes <= end; i += kLanes) {
-      ExpParts<V> e = Exp(V::Load(x + i), ref);
+      ExpParts<V> e = Exp<kOrdinary>(V::Load(x + i), ref);
       if constexpr (kKeep) Store(Value(e), kept + i);
       if (skip - i < kLanes) {  // unsigned: skip lies in this vector
         e.scale = IfThenElse(Lane<V>(static_cast<int>(skip - i)), V::Set(0), e.scale);
@@ -438,59 +457,172 @@ inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_
 }
 
 // The exps of a whole row: kept in `kept`, or only summed.
-template <class T>
-inline auto RowSum(const T* x, size_t n, const ChunkIo* io, const ExpReference<Vec<T>>& ref,
-                   size_t skip, typename Vec<T>::Scalar* kept) {
+template <bool kOrdinary, class T>
+inline Double2<F64> RowSum(const T* x, size_t n, const ChunkIo* io, const ExpReference<Vec<T>>& ref,
+                           size_t skip, typename Vec<T>::Scalar* kept) {
   ExpSum<Vec<T>> sum;
   if (kept != nullptr) {
-    SumExp<true>(x, n, ref, skip, kept, sum);
+    SumExp<true, kOrdinary>(x, n, ref, skip, kept, sum);
   } else {
     ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
-      SumExp<false>(p, count, ref, skip - start, kept, sum);
+      SumExp<false, kOrdinary>(p, count, ref, skip - start, kept, sum);
     });
   }
-  return ForAll<Vec<T>>::Collect(ToDouble2(SumLanes(sum.Total())));
+  return ToDouble2(SumLanes(sum.Total()));
 }
 
-// Where a row's exps can be kept between the two sweeps: the output itself if it has the computing
-// type, else the scratch; null where neither will do and they are computed twice.
+// Where the exps of row r of a block can be kept between the two sweeps: the output itself if it has the
+// computing type, else the scratch; null where neither will do and they are computed twice.
 template <class T>
-inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t n, const ChunkIo* io, void* scratch) {
+inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t r, size_t n, const ChunkIo* io,
+                                          void* scratch) {
   using Scalar = typename Vec<T>::Scalar;
   if (io != nullptr) return nullptr;
   if constexpr (sizeof(Scalar) == sizeof(T)) {
     return out;
   } else {
-    return n * sizeof(Scalar) <= kScratchBytes ? static_cast<Scalar*>(scratch) : nullptr;
+    const bool fits = (r + 1) * n * sizeof(Scalar) <= kScratchBytes;
+    return fits ? static_cast<Scalar*>(scratch) + r * n : nullptr;
   }
 }
 
-template <class T>
-struct RowResult {
-  Stats<ND> stats;
-  ExpReference<Vec<T>> ref;
-  size_t top;  // where the first maximum is
-};
+// A few rows at a time, whose maxima, sums and logarithms are then worked out together, one row a lane:
+// alone each would wait for the long chain of its own (measured: bench/NOTES.md). One row for hardware
+// without vectors.
+using RowLanes = std::conditional<ND::kLanes == 1, ND, F64>::type;
+
+template <class V>
+inline RowLanes LowLanes(Wide<V> x) {
+  double lanes[Wide<V>::kLanes];
+  Store(x, lanes);
+  return RowLanes::Load(lanes);
+}
 
 template <class T>
-inline RowResult<T> RowStats(const T* x, size_t n, const ChunkIo* io, const Scale& scale,
-                             typename Vec<T>::Scalar* kept) {
+struct RowBlock {
   using V = Vec<T>;
-  const auto max = RowMax(x, n, io);
-  const ExpReference<V> ref = MakeReference(V::Set(max), MakeFactor<V>(scale));
-  size_t skip = n;
-  ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
-    if (skip == n) {
-      const size_t at = FindFirst(p, count, max);
-      if (at < count) skip = start + at;
+  using W = RowLanes;
+  using Scalar = typename V::Scalar;
+  static constexpr size_t kRows = W::kLanes;
+
+  size_t rows, n;
+  const ChunkIo* io;
+  const T* x[kRows];
+  V max, min;  // a row a lane; lanes without a row have what the last row has
+  ExpReference<V> ref;
+  bool ordinary[kRows];  // no element below the floor
+  double sum_hi[kRows] = {}, sum_lo[kRows] = {};
+  size_t top[kRows];  // where the first maximum is
+
+  // How many rows of n elements: what the first sweep reads and writes should be in the L1 cache for the
+  // second.
+  static size_t Count(size_t n, const ChunkIo* io) {
+    constexpr size_t kBytes = 24576;
+    if (io != nullptr) return 1;
+    const size_t fit = kBytes / (2 * sizeof(Scalar) * (n + 1));
+    return fit < 1 ? 1 : Min(fit, kRows);
+  }
+
+  RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t length,
+           const ChunkIo* chunked, const Scale& scale)
+      : rows(count), n(length), io(chunked) {
+    Scalar maxima[V::kLanes], minima[V::kLanes];
+    for (size_t r = 0; r < rows; ++r) {
+      x[r] = Step<const T>(base, first + r, stride);
+      const Range<V> range = RowRange(x[r], n, io);
+      maxima[r] = MaxLane(range.max);
+      minima[r] = MinLane(range.min);
     }
-  });
-  Stats<ND> stats;
-  stats.max = ND::Set(static_cast<double>(max));
-  stats.others = RowSum(x, n, io, ref, skip, kept);
-  stats.top = ForAll<V>::Parts(Exp(V::Set(max), ref));
-  stats.template DropFloor<V>(n);
-  return {stats, ref, skip};
+    for (size_t r = rows; r < V::kLanes; ++r) {
+      maxima[r] = maxima[rows - 1];
+      minima[r] = minima[rows - 1];
+    }
+    max = V::Load(maxima);
+    min = V::Load(minima);
+    ref = MakeReference(max, MakeFactor<V>(scale));
+    Store(ref.shift, shift_);
+    Store(ref.magic, magic_);
+    Store(ref.floor, floor_);
+    for (size_t r = 0; r < rows; ++r) ordinary[r] = shift_[r] == 0 && floor_[r] < minima[r];
+  }
+
+  ExpReference<V> Ref(size_t r) const {
+    return {ref.k, V::Set(shift_[r]), V::Set(magic_[r]), V::Set(floor_[r])};
+  }
+
+  // Σ exp of row r, without its first maximum if `skips`; the exps go to `kept` unless that is null.
+  template <bool kSkips>
+  void SumRow(size_t r, Scalar* kept) {
+    top[r] = n;
+    if constexpr (kSkips) {
+      Scalar maxima[V::kLanes];
+      Store(max, maxima);
+      ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
+        if (top[r] != n) return;
+        const size_t at = FindFirst(p, count, maxima[r]);
+        if (at < count) top[r] = start + at;
+      });
+    }
+    const Double2<F64> sum = ordinary[r] ? RowSum<true>(x[r], n, io, Ref(r), top[r], kept)
+                                         : RowSum<false>(x[r], n, io, Ref(r), top[r], kept);
+    sum_hi[r] = FirstLane(sum.hi);
+    sum_lo[r] = FirstLane(sum.lo);
+  }
+  Double2<W> Sums() const { return {W::Load(sum_hi), W::Load(sum_lo)}; }
+
+  // The exps of one number a row.
+  Double2<W> Exps(V v) const {
+    const Double2<Wide<V>> e = Widen(Exp(v, ref));
+    return {LowLanes<V>(e.hi), LowLanes<V>(e.lo)};
+  }
+  W StoredExps(V v) const { return LowLanes<V>(Widen(Value(Exp(v, ref)))); }
+
+  // For rows whose sums left the first maximum out.
+  Stats<W> Statistics() const {
+    Stats<W> stats{LowLanes<V>(Widen(max)), Sums(), Exps(max)};
+    stats.template DropFloor<V>(n);
+    return stats;
+  }
+
+ private:
+  Scalar shift_[V::kLanes], magic_[V::kLanes], floor_[V::kLanes];
+};
+
+// Numbers of rows, one a lane, to be taken one by one.
+struct PerRow {
+  double value[RowLanes::kLanes];
+  explicit PerRow(RowLanes x) { Store(x, value); }
+  double operator[](size_t r) const { return value[r]; }
+};
+
+// The factors of the rows of a block.
+template <class V>
+class RowFactors {
+ public:
+  explicit RowFactors(const FactorParts<RowLanes>& parts)
+      : coef_hi_(parts.coef.hi),
+        coef_lo_(parts.coef.lo),
+        hi_(parts.hi),
+        lo_(parts.lo),
+        small_(parts.small) {}
+  Factor<V> operator[](size_t r) const {
+    using W = Wide<V>;
+    const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
+    return {{W::Set(coef_hi_[r]), W::Set(coef_lo_[r])}, set(hi_[r]), set(lo_[r]), set(small_[r])};
+  }
+
+ private:
+  PerRow coef_hi_, coef_lo_, hi_, lo_, small_;
+};
+
+// Calls f(block, first row) for all rows of a batch of T.
+template <class T, class B, class F>
+inline void ForRowBlocks(const B& b, F f) {
+  const size_t block = RowBlock<T>::Count(b.n, b.chunked);
+  for (size_t first = 0; first < b.count; first += block) {
+    RowBlock<T> rows(b.x, b.x_stride, first, Min(block, b.count - first), b.n, b.chunked, b.scale);
+    f(rows, first);
+  }
 }
 
 // ---- columns ------------------------------------------------------------------------------------
@@ -555,28 +687,28 @@ inline S FoldLanes(S (&sums)[kLanes], size_t live) {
 }
 
 template <class P>
-inline typename P::V PanelMax(const P& panel, size_t n) {
-  using V = typename P::V;
-  V m0 = V::Set(static_cast<typename V::Scalar>(-kInf)), m1 = m0;
+inline Range<typename P::V> PanelRange(const P& panel, size_t n) {
+  Range<typename P::V> r0, r1;
   size_t i = 0;
   for (; i + 2 <= n; i += 2) {
-    m0 = Max(panel.Load(i), m0);
-    m1 = Max(panel.Load(i + 1), m1);
+    r0.Add(panel.Load(i));
+    r1.Add(panel.Load(i + 1));
   }
-  if (i < n) m0 = Max(panel.Load(i), m0);
-  return Max(m0, m1);
+  if (i < n) r0.Add(panel.Load(i));
+  r0.Add(r1);
+  return r0;
 }
 
 // The exps of a panel, summed in the virtual lanes of a row; kSkip leaves out each column's first
 // maximum; keep(i, exp) is shown all of them.
-template <bool kSkip, class P, class V, class Keep>
-inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, V max, const ExpReference<V>& ref,
-                                 Keep keep) {
+template <bool kSkip, bool kOrdinary, class P, class V, class Keep>
+inline Double2<Wide<V>> PanelSumOf(const P& panel, size_t n, V max, const ExpReference<V>& ref,
+                                   Keep keep) {
   constexpr size_t kLanes = V::kLanes;
   auto seen = V::FirstN(0);
   const auto next = [&](size_t i) SOFTLANE_LAMBDA {
     const V x = panel.Load(i);
-    ExpParts<V> e = Exp(x, ref);
+    ExpParts<V> e = Exp<kOrdinary>(x, ref);
     keep(i, e);
     if constexpr (kSkip) {
       const auto here = AndNot(seen, Eq(x, max));
@@ -604,6 +736,13 @@ inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, V max, const ExpRefer
   }
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
   return ToDouble2(FoldLanes(sums, kLanes));
+}
+
+template <bool kSkip, class P, class V, class Keep>
+inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, const Range<V>& range,
+                                 const ExpReference<V>& ref, Keep keep) {
+  return AllOrdinary(range.min, ref) ? PanelSumOf<kSkip, true>(panel, n, range.max, ref, keep)
+                                     : PanelSumOf<kSkip, false>(panel, n, range.max, ref, keep);
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -640,26 +779,32 @@ inline KeptPanel<T, kFull> KeepPanel(OutPanel<T, kFull> out, size_t n, void* scr
 template <class P, class Out>
 inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
-  const V max = PanelMax(panel, b.n);
-  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
+  using W = Wide<V>;
+  const Range<V> range = PanelRange(panel, b.n);
+  const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(b.scale));
   const auto kept = KeepPanel(out, b.n, b.scratch);
-  const auto sum = PanelSum<false>(panel, b.n, max, ref,
+  const auto sum = PanelSum<false>(panel, b.n, range, ref,
                                    [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
-  const Factor<V> factor = MakeFactor<ByLane<V>>(ToDouble2(Wide<V>::Set(1)), Wide<V>::Set(1), sum);
-  const V certain = CertainExp<ByLane<V>>(max, ref, sum);
+  const Factor<V> factor = PanelFactor<V>(MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sum));
+  const ExpParts<V> top = Exp(range.max, ref);
+  const W certain = CertainExp<V>(Widen(Value(top)), Widen(top), sum);
+  const V certain_exp = Narrow(certain, static_cast<V*>(nullptr));
+  const bool plain =
+      !AnyTrue(Or(Lt(Value(Exp(range.min, ref)), factor.small), Lt(V::Set(0), certain_exp)));
   for (size_t i = 0; i < b.n; ++i) {
     const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
-    out.Store(i, IfThenElse(Eq(e, certain), V::Set(1), factor(e)));
+    out.Store(i, plain ? factor.Plain(e) : IfThenElse(Eq(e, certain_exp), V::Set(1), factor(e)));
   }
 }
 
 template <class P>
 inline Stats<Wide<typename P::V>> PanelStats(const P& panel, size_t n, const Scale& scale) {
   using V = typename P::V;
-  const V max = PanelMax(panel, n);
-  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(scale));
-  Stats<Wide<V>> stats{Widen(max), PanelSum<true>(panel, n, max, ref, [](size_t, ExpParts<V>) {}),
-                       Widen(Exp(max, ref))};
+  const Range<V> range = PanelRange(panel, n);
+  const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
+  Stats<Wide<V>> stats{Widen(range.max),
+                       PanelSum<true>(panel, n, range, ref, [](size_t, ExpParts<V>) {}),
+                       Widen(Exp(range.max, ref))};
   stats.template DropFloor<V>(n);
   return stats;
 }
@@ -667,8 +812,11 @@ inline Stats<Wide<typename P::V>> PanelStats(const P& panel, size_t n, const Sca
 template <class P, class Out>
 inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
+  V* tag = nullptr;
   const auto stats = PanelStats(panel, b.n, b.scale);
-  const LogMap<V> map = MakeLogMap<ByLane<V>>(ByLane<V>::Make(stats.max), stats.LogSum(), b.scale);
+  const auto log_sum = SplitFor<V>(stats.LogSum());
+  const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag),
+                                      Narrow(log_sum.lo, tag), b.scale);
   for (size_t i = 0; i < b.n; ++i) {
     const V x = panel.Load(i);
     out.Store(i, b.scale.unit ? map.Unit(x) : map.Scaled(x));
@@ -783,29 +931,41 @@ void SoftmaxRows(const Batch& b) {
                 [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
     return;
   }
-  const ExpFactor<V> k = MakeFactor<V>(b.scale);
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    T* out = Step<T>(b.out, row, b.out_stride);
-    const V max = V::Set(RowMax(x, b.n, b.chunked));
-    const ExpReference<V> ref = MakeReference(max, k);
-    auto* kept = ExpBuffer(out, b.n, b.chunked, b.scratch);
-    const Double2<ND> sum = RowSum(x, b.n, b.chunked, ref, b.n, kept);
-    const Factor<V> factor = MakeFactor<ForAll<V>>(ToDouble2(ND::Set(1)), ND::Set(1), sum);
-    const V certain = CertainExp<ForAll<V>>(max, ref, sum);
-    const auto write = [&](auto result) {
-      if (kept != nullptr) {
-        MapRow<V>(kept, out, b.n, [&](size_t, V e) { return result(e); });
-      } else {
-        MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
-      }
-    };
-    if (FirstLane(certain) > 0) {
-      write([&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); });
-    } else {
-      write(factor);
+  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+    using W = RowLanes;
+    typename V::Scalar* kept[RowBlock<T>::kRows];
+    for (size_t r = 0; r < rows.rows; ++r) {
+      T* out = Step<T>(b.out, first + r, b.out_stride);
+      kept[r] = ExpBuffer(out, r, b.n, b.chunked, b.scratch);
+      rows.template SumRow<false>(r, kept[r]);
     }
-  }
+    const Double2<W> sums = rows.Sums();
+    const auto parts = MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sums);
+    const RowFactors<V> factors(parts);
+    const PerRow certain(CertainExp<V>(rows.StoredExps(rows.max), rows.Exps(rows.max), sums));
+    const PerRow spare(Sub(rows.StoredExps(rows.min), parts.small));
+    for (size_t r = 0; r < rows.rows; ++r) {
+      T* out = Step<T>(b.out, first + r, b.out_stride);
+      const Factor<V> factor = factors[r];
+      const auto write = [&](auto result) {
+        if (kept[r] != nullptr) {
+          MapRow<V>(kept[r], out, b.n, [&](size_t, V e) { return result(e); });
+        } else {
+          const ExpReference<V> ref = rows.Ref(r);
+          MapChunks(rows.x[r], out, b.n, b.chunked, 1,
+                    [&](V v) { return result(Value(Exp(v, ref))); });
+        }
+      };
+      if (certain[r] > 0) {
+        const V exp = V::Set(static_cast<typename V::Scalar>(certain[r]));
+        write([&](V e) { return IfThenElse(Eq(e, exp), V::Set(1), factor(e)); });
+      } else if (spare[r] >= 0) {
+        write([&](V e) { return factor.Plain(e); });
+      } else {
+        write(factor);
+      }
+    }
+  });
 }
 
 template <class T>
@@ -816,18 +976,22 @@ void LogSoftmaxRows(const Batch& b) {
                 [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
     return;
   }
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    T* out = Step<T>(b.out, row, b.out_stride);
-    const Stats<ND> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
-    const LogMap<V> map =
-        MakeLogMap<ForAll<V>>(ForAll<V>::Make(stats.max), stats.LogSum(), b.scale);
-    if (b.scale.unit) {
-      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
-    } else {
-      MapChunks(x, out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
+  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    const auto stats = rows.Statistics();
+    const auto log_sum = SplitFor<V>(stats.LogSum());
+    const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
+    const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
+    for (size_t r = 0; r < rows.rows; ++r) {
+      T* out = Step<T>(b.out, first + r, b.out_stride);
+      const LogMap<V> map = MakeLogMap<V>(set(max[r]), set(hi[r]), set(lo[r]), b.scale);
+      if (b.scale.unit) {
+        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
+      } else {
+        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
+      }
     }
-  }
+  });
 }
 
 template <class T>
@@ -838,37 +1002,43 @@ void LogSumExpRows(const Batch& b) {
     return;
   }
   double* out = static_cast<double*>(b.out);
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    const Stats<ND> stats = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr).stats;
-    const Double2<ND> log_sum = stats.LogSum();
-    const double max = FirstLane(stats.max);
-    const bool has_nan = (max == kInf || max == -kInf) && HasNaN(x, b.n, b.chunked);
-    out[row] = LogSumExpOf(max, FirstLane(log_sum.hi), FirstLane(log_sum.lo), has_nan);
-  }
+  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    const auto stats = rows.Statistics();
+    const auto log_sum = stats.LogSum();
+    const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
+    for (size_t r = 0; r < rows.rows; ++r) {
+      const bool infinite = max[r] == kInf || max[r] == -kInf;
+      const bool has_nan = infinite && HasNaN(rows.x[r], b.n, b.chunked);
+      out[first + r] = LogSumExpOf(max[r], hi[r], lo[r], has_nan);
+    }
+  });
 }
 
 // ---- sums that others go on with -----------------------------------------------------------------
 
 template <class T>
 void ExpSumRows(const Batch& b) {
-  auto* out = static_cast<ExpSumState*>(b.out);
   using Format = ExpFormat<typename Vec<T>::Scalar>;
-  for (size_t row = 0; row < b.count; ++row) {
-    const T* x = Step<const T>(b.x, row, b.x_stride);
-    const RowResult<T> r = RowStats<T>(x, b.n, b.chunked, b.scale, nullptr);
-    const double max = FirstLane(r.stats.max);
-    if (max == kInf || max == -kInf) {
-      const bool has_nan = HasNaN(x, b.n, b.chunked);
-      out[row] = {0, kNoExponent, has_nan ? kInf - kInf : max == kInf ? kInf : 0, 0};
-      continue;
+  auto* out = static_cast<ExpSumState*>(b.out);
+  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    const auto stats = rows.Statistics();
+    const auto sum = stats.Sum();
+    const PerRow max(stats.max), hi(sum.hi), lo(sum.lo);
+    for (size_t r = 0; r < rows.rows; ++r) {
+      if (max[r] == kInf || max[r] == -kInf) {
+        const bool has_nan = HasNaN(rows.x[r], b.n, b.chunked);
+        const double value = has_nan ? kInf - kInf : max[r] == kInf ? kInf : 0;
+        out[first + r] = {0, kNoExponent, value, 0};
+        continue;
+      }
+      const ExpReference<Vec<T>> ref = rows.Ref(r);
+      const auto magic = static_cast<double>(FirstLane(ref.magic));
+      out[first + r] = {static_cast<double>(FirstLane(ref.shift)),
+                        static_cast<double>(Format::kMagic + Format::kBias) - magic, hi[r], lo[r]};
     }
-    const Double2<ND> sum = r.stats.Sum();
-    const auto magic = static_cast<double>(FirstLane(r.ref.magic));
-    out[row] = {static_cast<double>(FirstLane(r.ref.shift)),
-                static_cast<double>(Format::kMagic + Format::kBias) - magic, FirstLane(sum.hi),
-                FirstLane(sum.lo)};
-  }
+  });
 }
 
 // log(mantissa·2^exponent) + shift. A mantissa near 1 keeps the small logarithm it has, so it is taken

@@ -79,6 +79,7 @@ struct LossBatch {
   const ChunkIo* chunked;  // operand 0: logits, 1: gradient, 2: class weights of the row
   const int64_t* targets;  // one a row; < 0 or >= n: the row is ignored
   const double* coef;      // one a row: its sample weight
+  bool weighs;             // not all sample weights are 1
   double divisor;          // of the gradient (the mean's; 1 for a sum)
   const double* weight;    // one a class, or null for 1
   double weight_sum;       // Σ weight over the classes that count (n where weight is null)

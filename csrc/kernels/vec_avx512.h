@@ -93,7 +93,9 @@ SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {_mm512_fmsub_pd(a.v, b.v, 
 SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
 SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
 SOFTLANE_INLINE NF Max(NF a, NF b) { return {_mm512_max_ps(a.v, b.v)}; }
+SOFTLANE_INLINE NF Min(NF a, NF b) { return {_mm512_min_ps(a.v, b.v)}; }
 SOFTLANE_INLINE ND Max(ND a, ND b) { return {_mm512_max_pd(a.v, b.v)}; }
+SOFTLANE_INLINE ND Min(ND a, ND b) { return {_mm512_min_pd(a.v, b.v)}; }
 SOFTLANE_INLINE NF Abs(NF a) { return {_mm512_abs_ps(a.v)}; }
 SOFTLANE_INLINE ND Abs(ND a) { return {_mm512_abs_pd(a.v)}; }
 

@@ -152,7 +152,9 @@ SOFTLANE_INLINE ND NegMulAdd(ND a, ND b, ND c) { return {FusedMulAdd(-a.v, b.v, 
 SOFTLANE_INLINE NF MulSub(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
 SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
 SOFTLANE_INLINE NF Max(NF a, NF b) { return {a.v > b.v ? a.v : b.v}; }
+SOFTLANE_INLINE NF Min(NF a, NF b) { return {a.v < b.v ? a.v : b.v}; }
 SOFTLANE_INLINE ND Max(ND a, ND b) { return {a.v > b.v ? a.v : b.v}; }
+SOFTLANE_INLINE ND Min(ND a, ND b) { return {a.v < b.v ? a.v : b.v}; }
 SOFTLANE_INLINE NF Abs(NF a) { return {__builtin_fabsf(a.v)}; }
 SOFTLANE_INLINE ND Abs(ND a) { return {__builtin_fabs(a.v)}; }
 

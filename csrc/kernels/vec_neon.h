@@ -98,7 +98,9 @@ SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return MulAdd(a, b, c); }
 SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return MulAdd(a, b, c); }
 // a > b ? a : b, which fmax is not where one is NaN.
 SOFTLANE_INLINE NF Max(NF a, NF b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
+SOFTLANE_INLINE NF Min(NF a, NF b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
 SOFTLANE_INLINE ND Max(ND a, ND b) { return {vbslq_f64(vcgtq_f64(a.v, b.v), a.v, b.v)}; }
+SOFTLANE_INLINE ND Min(ND a, ND b) { return {vbslq_f64(vcltq_f64(a.v, b.v), a.v, b.v)}; }
 SOFTLANE_INLINE NF Abs(NF a) { return {vabsq_f32(a.v)}; }
 SOFTLANE_INLINE ND Abs(ND a) { return {vabsq_f64(a.v)}; }
 
