@@ -221,6 +221,20 @@ def test_loss_is_never_negative(isa: str, dtype: DType) -> None:
         assert (softlane.cross_entropy(rows, np.argmax(rows, axis=-1), reduction="none") >= 0).all()
 
 
+@every_float
+def test_a_common_offset_cancels_in_the_loss(isa: str, dtype: DType) -> None:
+    """(max - z_y) + log(sum), never logsumexp - z_y, which has no digits left beside the offset."""
+    for n in (2, 9, 33):
+        steps = rng_for("offset", n).integers(0, 8, (5, n)) / 8.0
+        y = np.arange(5) % n
+        for offset in (64.0, -100.0) if dtype in HALVES else (1e5, -1e5):
+            x = to_dtype(steps * (8 if dtype in HALVES else 1) + offset, dtype)
+            exact = oracle.cross_entropy(x.astype(np.float64) - offset, y)
+            loss, grad = softlane.cross_entropy_with_grad(x, y, reduction="none")
+            check_ulp(loss, exact.loss)
+            check_ulp(grad, exact.grad)
+
+
 # Integer logits, dtype
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -345,7 +346,58 @@ CROSS_ENTROPY_CASES = logits_and(
         call(X, Y, label_smoothing="0"), TypeError, "label_smoothing", "str"
     ),
     "label_smoothing None": Wrong(call(X, Y, label_smoothing=None), TypeError, "label_smoothing"),
+    "label_smoothing infinite": Wrong(
+        call(X, Y, label_smoothing=float("inf")), ValueError, "label_smoothing", "inf"
+    ),
     "z_loss a string": Wrong(call(X, Y, z_loss="0"), TypeError, "z_loss", "str"),
+    "z_loss None": Wrong(call(X, Y, z_loss=None), TypeError, "z_loss", "NoneType"),
+    "z_loss complex": Wrong(call(X, Y, z_loss=1j), TypeError, "z_loss", "complex"),
+    "z_loss NaN": Wrong(call(X, Y, z_loss=float("nan")), ValueError, "z_loss", "nan", "finite"),
+    "z_loss infinite": Wrong(call(X, Y, z_loss=float("-inf")), ValueError, "z_loss", "-inf"),
+    "z_loss an array": Wrong(call(X, Y, z_loss=np.ones(3)), TypeError, "z_loss", "ndarray"),
+    "softcap NaN": Wrong(call(X, Y, softcap=float("nan")), ValueError, "softcap", "nan"),
+    "softcap bool": Wrong(call(X, Y, softcap=True), TypeError, "softcap", "bool"),
+    "softcap a list": Wrong(call(X, Y, softcap=[30.0]), TypeError, "softcap", "list"),
+    "ignore_index beyond 64 bits": Wrong(
+        call(X, Y, ignore_index=2**63), ValueError, "ignore_index", str(2**63)
+    ),
+    "ignore_index bool": Wrong(call(X, Y, ignore_index=True), TypeError, "ignore_index", "bool"),
+    "sample_weight strings": Wrong(
+        call(X, Y, sample_weight=["a"] * 3), TypeError, "sample_weight", "U1"
+    ),
+    "sample_weight longdouble": Wrong(
+        call(X, Y, sample_weight=np.ones(3, np.longdouble)),
+        TypeError,
+        "sample_weight",
+        np.dtype(np.longdouble).name,
+    ),
+    "probabilities of another shape": Wrong(
+        call(X, P[:, :3]), TypeError, "targets", "float64", "(3, 3)", "(3, 4)"
+    ),
+    "probabilities that would broadcast": Wrong(call(X, P[0]), TypeError, "targets", "(4,)"),
+    "probabilities with more dimensions": Wrong(call(X, P[None]), TypeError, "(1, 3, 4)", "(3, 4)"),
+    "probabilities complex": Wrong(call(X, P * 1j), TypeError, "targets", "complex128"),
+    "probabilities longdouble": Wrong(
+        call(X, P.astype(np.longdouble)), TypeError, "targets", np.dtype(np.longdouble).name
+    ),
+    "probabilities bool": Wrong(call(X, P > 1), TypeError, "targets", "bool"),
+    "probabilities strings": Wrong(call(X, [["a"] * 4] * 3), TypeError, "targets", "U1"),
+    "probabilities masked": Wrong(
+        call(X, np.ma.masked_array(P, mask=P > 1)), TypeError, "targets", "masked"
+    ),
+    "probabilities and a weight of another length": Wrong(
+        call(X, P, weight=np.ones(3)), ValueError, "weight", "(3,)", "(4,)"
+    ),
+    "probabilities and a sample_weight for each class": Wrong(
+        call(X, P, sample_weight=np.ones((3, 4))), ValueError, "sample_weight", "(3, 4)", "(3,)"
+    ),
+    "probabilities and a where of floats": Wrong(
+        call(X, P, where=P), TypeError, "where", "float64", "bool"
+    ),
+    "targets None": Wrong(call(X, None), TypeError, "targets", "object"),
+    "targets ragged": Wrong(call(X, [[0], [1, 2], 3]), ValueError, "targets"),
+    "stats as a positional argument": Wrong(call(X, Y, -1, True), TypeError, "positional"),
+    "stats by another name": Wrong(call(X, Y, stats=True), TypeError, "stats"),
     "softcap zero": Wrong(call(X, Y, softcap=0.0), ValueError, "softcap", "0.0"),
     "softcap negative": Wrong(call(X, Y, softcap=-1.0), ValueError, "softcap", "-1.0"),
     "softcap infinite": Wrong(call(X, Y, softcap=float("inf")), ValueError, "softcap", "inf"),
@@ -437,6 +489,100 @@ BACKWARD_CASES: dict[str, Wrong] = {
     "out a list": Wrong(call(P, P, out=[1.0]), TypeError, "out", "list"),
     "output missing": Wrong(call(P), TypeError, "output"),
 }
+INDPTR = np.array([0, 2, 2, 5])
+ROW = np.arange(5.0)
+
+
+def in_segments(wrong: Wrong) -> Wrong:
+    """The same wrong x, with valid pointers."""
+
+    def make() -> Arguments:
+        positional, named = wrong.make()
+        return (*positional, INDPTR.copy()), named
+
+    return Wrong(make, wrong.error, *wrong.parts)
+
+
+SEGMENT_CASES: dict[str, Wrong] = {
+    name: in_segments(wrong)
+    for name, wrong in (X_CASES | COMPLEX).items()
+    if name not in ("x masked", "x with an error of its own", "x of dtype object")
+} | {
+    "x of two dimensions": Wrong(call(X, INDPTR), ValueError, "x", "(3, 4)", "one dimension"),
+    "x a number": Wrong(call(1.0, [0, 1]), ValueError, "x", "()", "one dimension"),
+    "x masked": Wrong(call(np.ma.masked_array(ROW), INDPTR), TypeError, "x", "masked"),
+    "indptr missing": Wrong(call(ROW), TypeError, "indptr"),
+    "indptr of floats": Wrong(call(ROW, INDPTR * 1.0), TypeError, "indptr", "float64", "integer"),
+    "indptr of bool": Wrong(call(ROW[:1], [False, True]), TypeError, "indptr", "bool"),
+    "indptr of two dimensions": Wrong(call(ROW, INDPTR[None]), ValueError, "indptr", "(1, 4)"),
+    "indptr empty": Wrong(call(ROW, INDPTR[:0]), ValueError, "indptr", "(0,)"),
+    "indptr masked": Wrong(call(ROW, np.ma.array(INDPTR)), TypeError, "indptr", "masked"),
+    "indptr with a start above 0": Wrong(call(ROW, [1, 5]), ValueError, "indptr[0] is 1", "0"),
+    "indptr descending": Wrong(call(ROW, [0, 4, 3, 5]), ValueError, "indptr[2] is 3", "4"),
+    "indptr with another end": Wrong(call(ROW, [0, 2, 4]), ValueError, "indptr", "4", "5"),
+    "a third positional argument": Wrong(call(ROW, INDPTR, ROW), TypeError, "positional"),
+    "axis, which it does not have": Wrong(call(ROW, INDPTR, axis=0), TypeError, "axis"),
+    "temperature, which it does not have": Wrong(
+        call(ROW, INDPTR, temperature=2.0), TypeError, "temperature"
+    ),
+    "out of another dtype": Wrong(
+        call(ROW.astype(np.float32), INDPTR, out=np.zeros(5)),
+        TypeError,
+        "out",
+        "float64",
+        "float32",
+    ),
+    "out of another shape": Wrong(call(ROW, INDPTR, out=np.zeros(7)), ValueError, "out", "(7,)"),
+    "out a list": Wrong(call(ROW, INDPTR, out=[0.0] * 5), TypeError, "out", "list"),
+    "out masked": Wrong(call(ROW, INDPTR, out=np.ma.zeros(5)), TypeError, "out", "masked"),
+}
+SEGMENT_OUT_CASES: dict[str, Wrong] = {
+    "out read-only": Wrong(call(ROW, INDPTR, out=read_only(5)), ValueError, "out", "read-only"),
+    "out for each segment": Wrong(
+        call(ROW, INDPTR, out=np.zeros(3)), ValueError, "out", "(3,)", "(5,)"
+    ),
+    "out filled when the pointers are bad": Wrong(
+        call(ROW, [0, 3, 2, 5], out=np.full(5, 7.0)), ValueError, "indptr[2] is 2"
+    ),
+}
+SEGMENT_SUM_OUT_CASES: dict[str, Wrong] = {
+    "out read-only": Wrong(call(ROW, INDPTR, out=read_only(3)), ValueError, "out", "read-only"),
+    "out for each element": Wrong(
+        call(ROW, INDPTR, out=np.zeros(5)), ValueError, "out", "(5,)", "(3,)"
+    ),
+    "out of half": Wrong(
+        call(ROW.astype(np.float16), INDPTR, out=np.zeros(3, np.float16)),
+        TypeError,
+        "out",
+        "float16",
+        "float32",
+    ),
+    "out filled when the pointers are bad": Wrong(
+        call(ROW, [0, 3, 2, 5], out=np.full(3, 7.0)), ValueError, "indptr[2] is 2"
+    ),
+}
+
+
+def as_chunk(wrong: Wrong) -> Wrong:
+    parts = (p.replace("where=~x.mask", "filled(value)") for p in wrong.parts)
+    return Wrong(wrong.make, wrong.error, *("chunk" if p == "x" else p for p in parts))
+
+
+UPDATE_CASES: dict[str, Wrong] = {
+    name.replace("x ", "chunk ", 1): as_chunk(wrong)
+    for name, wrong in (X_CASES | COMPLEX | AXIS_CASES).items()
+} | {
+    "chunk missing": Wrong(call(), TypeError, "chunk"),
+    "out, which it does not have": Wrong(call(X, out=np.zeros(3)), TypeError, "out"),
+    "where, which it does not have": Wrong(call(X, where=X > 1), TypeError, "where"),
+}
+MERGE_CASES: dict[str, Wrong] = {
+    "other an array": Wrong(call(X), TypeError, "other", "ndarray", "LogSumExp"),
+    "other None": Wrong(call(None), TypeError, "other", "NoneType", "LogSumExp"),
+    "other a number": Wrong(call(1.0), TypeError, "other", "float", "LogSumExp"),
+    "other missing": Wrong(call(), TypeError, "other"),
+}
+
 THREAD_CASES: dict[str, Wrong] = {
     "zero": Wrong(call(0), ValueError, "0"),
     "negative": Wrong(call(-1), ValueError, "-1"),
@@ -457,10 +603,23 @@ TABLE: dict[str, dict[str, Wrong]] = {
     "cross_entropy_with_grad": CROSS_ENTROPY_CASES | GRAD_OUT_CASES,
     "softmax_backward": BACKWARD_CASES,
     "log_softmax_backward": BACKWARD_CASES,
+    "segment_softmax": SEGMENT_CASES | SEGMENT_OUT_CASES,
+    "segment_log_softmax": SEGMENT_CASES | SEGMENT_OUT_CASES,
+    "segment_logsumexp": SEGMENT_CASES | SEGMENT_SUM_OUT_CASES,
+    "LogSumExp.update": UPDATE_CASES,
+    "LogSumExp.merge": MERGE_CASES,
+    "LogSumExp": {"an argument": Wrong(call(X), TypeError, "argument")},
     "set_num_threads": THREAD_CASES,
     "num_threads": THREAD_CASES,
     "show_config": CONFIG_CASES,
 }
+
+
+def public(name: str) -> Any:
+    """A function by its name; a method is that of a new object."""
+    owner, _, method = name.partition(".")
+    found = getattr(softlane, owner)
+    return getattr(found(), method) if method else found
 
 
 @pytest.mark.parametrize(
@@ -475,10 +634,31 @@ def test_wrong_argument(function: str, wrong: Wrong) -> None:
     positional, named = wrong.make()
     untouched = snapshot(*positional, *named.values())
     with pytest.raises(wrong.error) as caught:
-        getattr(softlane, function)(*positional, **named)
+        public(function)(*positional, **named)
     missing = [part for part in wrong.parts if part not in str(caught.value)]
     assert not missing, f"the message lacks {missing}: {caught.value}"
     assert untouched(), "an argument was written to"
+
+
+# Any object serves as one of these: only whether it is true counts.
+TRUTHS = ("keepdims", "return_sign", "return_stats")
+
+
+@pytest.mark.parametrize("function", [name for name in TABLE if name != "LogSumExp"])
+def test_the_table_has_every_parameter(function: str) -> None:
+    parameters = set(inspect.signature(public(function)).parameters) - set(TRUTHS)
+    if function.endswith("num_threads"):
+        return
+    words = {word.strip(",") for name in TABLE[function] for word in name.split()}
+    if "logits" in parameters:
+        parameters.remove("logits")
+        parameters.add("x")
+    assert parameters <= words
+
+
+def test_the_table_has_every_function() -> None:
+    without_arguments = {"get_num_threads", "CrossEntropyStats", "reference"}
+    assert set(softlane.__all__) - without_arguments <= {name.partition(".")[0] for name in TABLE}
 
 
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
@@ -636,6 +816,34 @@ def test_a_buffer_cannot_be_resized_while_it_is_read() -> None:
         got = softlane.softmax(memoryview(buffer)[: 8 * 4_000_000].cast("d"))
         assert got[0] == got[-1]
     resizer.join(30)
+
+
+def test_an_error_leaves_every_buffer_of_the_loss_untouched(isa: str) -> None:
+    """Gradients over logits, probabilities and losses: whatever is found wrong last."""
+    bad: list[dict[str, Any]] = [
+        {"z_loss": float("nan")},
+        {"softcap": -1.0},
+        {"temperature": 0.0},
+        {"reduction": "most"},
+        {"label_smoothing": 2.0},
+        {"where": np.ones((4, 4), bool)},
+        {"weight": np.ones(3)},
+        {"sample_weight": np.ones(4)},
+        {"dtype": int},
+    ]
+    for named in bad:
+        for targets in (Y.copy(), P.copy()):
+            x, out, gradient = X.copy(), np.full(3, 7.0), np.full((3, 4), 7.0)
+            over = targets if targets.dtype == np.float64 else x
+            untouched = snapshot(x, targets, out, gradient, *named.values())
+            for buffer in (gradient, x, over):
+                with pytest.raises((TypeError, ValueError)):
+                    softlane.cross_entropy_with_grad(
+                        x, targets, grad_out=buffer, return_stats=True, **named
+                    )
+            with pytest.raises((TypeError, ValueError)):
+                softlane.cross_entropy(x, targets, out=out, **({"reduction": "none"} | named))
+            assert untouched(), named
 
 
 def test_an_error_does_not_disturb_the_next_call(isa: str) -> None:

@@ -460,3 +460,42 @@ def test_complex_input_uses_the_principal_branch() -> None:
 def test_complex_b() -> None:
     got = softlane.logsumexp(np.array([1.0, 2.0]), b=np.array([1j, 2]))
     assert abs(got - cmath.log(1j * math.e + 2 * math.e**2)) < 1e-14
+
+
+def test_complex_input_with_axes_where_b_keepdims_and_out() -> None:
+    """All the parameters that real input has."""
+    rng = rng_for("complex")
+    x = rng.standard_normal((3, 4, 5)) + 1j * rng.uniform(-3, 3, (3, 4, 5))
+    b = rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))
+    mask = rng.random((3, 4, 5)) < 0.7
+    mask[0] = True
+    for axis in (-1, 0, (0, 2), None):
+        for keepdims in (False, True):
+            total = np.sum(b * np.exp(x), axis=axis, keepdims=keepdims, where=mask)
+            options: dict[str, Any] = {"b": b, "where": mask, "keepdims": keepdims}
+            got = softlane.logsumexp(x, axis, **options)
+            assert np.shape(got) == total.shape
+            np.testing.assert_allclose(got, np.log(total), rtol=1e-12)
+            size, phase = softlane.logsumexp(x, axis, return_sign=True, **options)
+            np.testing.assert_allclose(size, np.log(np.abs(total)), rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(phase, total / np.abs(total), rtol=1e-12)
+            assert np.asarray(size).dtype == np.float64 and np.iscomplexobj(phase)
+            out = np.zeros(total.shape, complex)
+            assert softlane.logsumexp(x, axis, out=out, **options) is out
+            assert_same_bits(out.real, np.real(got))
+            assert_same_bits(out.imag, np.imag(got))
+
+
+def test_complex_specials() -> None:
+    """NaN wins, nothing is left of nothing, and b == 0 removes what is there."""
+    assert softlane.logsumexp(np.array([-inf + 0j, -inf + 0j])) == -inf
+    assert softlane.logsumexp(np.empty(0, complex)) == -inf
+    assert softlane.logsumexp(np.array([1 + 1j, nan]), where=np.array([True, False])) == 1 + 1j
+    assert np.isnan(softlane.logsumexp(np.array([1 + 1j, nan])).real)
+    assert softlane.logsumexp(np.array([1 + 1j, nan, inf]), b=[1, 0, 0]) == 1 + 1j
+    value, phase = softlane.logsumexp(np.array([1j, 1j]), b=[1, -1], return_sign=True)
+    assert value == -inf and phase == 0
+    one = softlane.logsumexp(np.array([1 + 2j, 0], np.complex64), dtype=np.complex128)
+    assert one.dtype == np.complex128
+    with pytest.raises(TypeError, match=np.dtype(np.clongdouble).name):
+        softlane.logsumexp(np.ones(3, np.clongdouble))

@@ -464,3 +464,12 @@ def test_result_types_of_the_elementwise_functions() -> None:
         assert softlane.log_softmax(np.ones((2, 3), dtype), axis=0).dtype == elementwise_dtype(
             dtype
         )
+
+
+def test_probabilities_that_numpy_draws_from() -> None:
+    """NumPy refuses float32 probabilities of a large vocabulary, whose sum is off by more than it allows."""
+    x = (5 * rng_for("choice").standard_normal(50_000)).astype(np.float32)
+    p = softlane.softmax(x, dtype=np.float64)
+    assert abs(p.sum() - 1) < 1e-12
+    drawn = np.random.default_rng(0).choice(len(p), 1000, p=p)
+    assert np.mean(p[drawn]) > 10 * np.mean(p)
