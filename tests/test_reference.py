@@ -35,6 +35,9 @@ NAMES = [
     "logsumexp",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "segment_softmax",
+    "segment_log_softmax",
+    "segment_logsumexp",
     "softmax_backward",
     "log_softmax_backward",
 ]
@@ -48,7 +51,7 @@ def test_every_function_has_the_parameters_of_its_compiled_counterpart(name: str
     plain = inspect.signature(getattr(reference, name)).parameters
     if name == "cross_entropy":
         plain = inspect.signature(reference.cross_entropy_with_grad).parameters
-    kept = [p for p in compiled if p not in ("out", "grad_out")]
+    kept = [p for p in compiled if p not in ("out", "grad_out", "return_stats")]
     assert list(plain) == kept
     for parameter in kept:
         if compiled[parameter].default is not inspect.Parameter.empty:
@@ -191,3 +194,19 @@ def test_compiled_and_reference_agree(isa: str) -> None:
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15, err_msg=name)
             assert np.shape(a) == np.shape(b) and np.asarray(a).dtype == np.asarray(b).dtype
+
+
+@every_float
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_segments(name: str, dtype: DType) -> None:
+    _, rows = make_rows(dtype, 9)
+    x, indptr = rows.ravel(), [0, 4, 4, *range(9, rows.size + 1, 9)]
+    got = getattr(reference, f"segment_{name}")(x, indptr)
+    wanted = getattr(softlane, f"segment_{name}")(x, indptr)
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    loose = LOOSE[got.dtype.name]
+    finite = np.isfinite(wanted.astype(np.float64))
+    exact = wanted.astype(oracle.LD)
+    error = np.asarray(oracle.ulp_error(got, exact))
+    assert (error[finite] <= loose).all(), float(error[finite].max())
+    assert np.array_equal(got[~finite], wanted[~finite], equal_nan=True)

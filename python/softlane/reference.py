@@ -16,6 +16,7 @@ References
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,9 @@ __all__ = [
     "log_softmax",
     "log_softmax_backward",
     "logsumexp",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "softmax_backward",
     "softmax_naive",
@@ -269,6 +273,50 @@ def cross_entropy_with_grad(
             grad = grad / divisor
         grad = np.where(used[..., None] & inside, grad, 0)
     return _finish(loss, loss_dtype), _finish(np.moveaxis(grad, -1, axis), grad_dtype)
+
+
+# ---- ragged rows --------------------------------------------------------------------------------
+
+
+def segment_softmax(x: Any, indptr: Any) -> Any:
+    """The `softmax` of each segment ``x[indptr[i]:indptr[i + 1]]``, end to end.
+
+    Examples
+    --------
+    >>> from softlane import reference
+    >>> print(reference.segment_softmax([1.0, 2.0, 3.0, 0.0, 0.0], [0, 3, 3, 5]).round(8))
+    [0.09003057 0.24472847 0.66524096 0.5        0.5       ]
+    """
+    return np.concatenate([softmax(row) for row in _segments(x, indptr)])
+
+
+def segment_log_softmax(x: Any, indptr: Any) -> Any:
+    """The `log_softmax` of each segment, end to end.
+
+    Examples
+    --------
+    >>> from softlane import reference
+    >>> print(reference.segment_log_softmax([0.0, 0.0, 7.0], [0, 2, 3]).round(8))
+    [-0.69314718 -0.69314718  0.        ]
+    """
+    return np.concatenate([log_softmax(row) for row in _segments(x, indptr)])
+
+
+def segment_logsumexp(x: Any, indptr: Any) -> Any:
+    """The `logsumexp` of each segment, -inf of an empty one.
+
+    Examples
+    --------
+    >>> from softlane import reference
+    >>> print(reference.segment_logsumexp([0.0, 0.0, 7.0], [0, 2, 2, 3]).round(8))
+    [0.69314718       -inf 7.        ]
+    """
+    return np.array([logsumexp(row) for row in _segments(x, indptr)])
+
+
+def _segments(x: Any, indptr: Any) -> list[Array]:
+    x = np.asarray(x)
+    return [x[start:stop] for start, stop in pairwise(indptr)]
 
 
 # ---- backward functions -------------------------------------------------------------------------
