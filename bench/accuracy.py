@@ -328,7 +328,9 @@ def draw(found: Found, path: Path) -> None:
             ax.plot(at, [min(top, e["ordinary"]) for _, e in bars], "_", color="black", ms=8)
         ax.axhline(oracle.BARS[dtype], color="black", lw=0.8, ls=":")
         ax.set(yscale="log", ylim=(0.25, top), ylabel=f"{dtype}: ulp")
-        ax.set_xticks(range(len(by_title)), list(by_title), rotation=15, ha="right")
+        ax.set_xticks(
+            range(len(by_title)), list(by_title), rotation=30, ha="right", rotation_mode="anchor"
+        )
     figure.suptitle(
         "Worst error over all inputs (ticks: over ordinary logits; dotted: softlane's contract)",
         fontsize=10,
