@@ -32,9 +32,26 @@ from support import (
 
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 # Lengths at which something changes: lanes of a panel, rows that make a panel, a block of a sum, samples at a time;
-# columns whose exps fit the scratch; one and two chunks of a packed row, the work that is worth a thread; half types'
-# rows whose exps fit the scratch.
-THRESHOLDS = (16, 64, 128, 256, 1024, 8192, 16384, 30720, 32768, 61440, 65536, 131072)
+# rows of which 8, fewer or only one make a block (384 to 6144); columns whose exps fit the scratch; one and two chunks of a
+# packed row, the work that is worth a thread; half types' rows whose exps fit the scratch.
+THRESHOLDS = (
+    16,
+    64,
+    128,
+    256,
+    384,
+    768,
+    1024,
+    3072,
+    6144,
+    8192,
+    16384,
+    30720,
+    32768,
+    61440,
+    65536,
+    131072,
+)
 AROUND = [n + d for n in THRESHOLDS for d in (-1, 0, 1)]
 
 # Each call takes rows (count, n) with targets and an incoming gradient, and gives arrays whose first axis is the row.
@@ -275,6 +292,20 @@ def test_batches_around_thresholds(fused_isa: str, name: str) -> None:
         assert_rows(got, expected, f"{count} rows", slice(1, 1 + count))
         got = CALLS[name](rows.pick(slice(1, 1 + count)), 0, packed_transpose)
         assert_rows(got, expected, f"{count} columns", slice(1, 1 + count))
+
+
+@every_call
+@every_float
+def test_blocks_of_rows(fused_isa: str, name: str, dtype: DType) -> None:
+    """Any number of rows, of kinds that take different ways through a block."""
+    for n in (65, 129, 500):
+        rows = rows_of(dtype, n)
+        expected = CALLS[name](rows, -1, identity)
+        for start in (0, 13, 29):
+            for count in range(2, 18):
+                chosen = slice(start, start + count)
+                got = CALLS[name](rows.pick(chosen), -1, identity)
+                assert_rows(got, expected, f"rows {chosen} of length {n}", chosen)
 
 
 # Parameters that change nothing
