@@ -32,8 +32,8 @@ from support import (
 
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 # Lengths at which something changes: lanes of a panel, rows that make a panel, a block of a sum, samples at a time;
-# rows of which 8, fewer or only one make a block (384 to 6144); columns whose exps fit the scratch; one and two chunks of a
-# packed row, the work that is worth a thread; half types' rows whose exps fit the scratch.
+# rows of which 8, fewer or only one make a block (384 to 6144); columns whose exps fit the scratch; one chunk of a
+# packed row and two, the work that is worth a thread; half types' rows whose exps fit the scratch.
 THRESHOLDS = (
     16,
     64,
