@@ -493,7 +493,8 @@ PyObject* exp_sums_call(PyObject* const* a) {
 
 PyObject* log_of_sums_call(PyObject* const* a) {
   const auto states = py::array_t<double, py::array::c_style>::ensure(py::handle(a[0]));
-  require(states && states.ndim() > 0 && states.shape(states.ndim() - 1) == 4, "states must end in 4");
+  require(states && states.ndim() > 0 && states.shape(states.ndim() - 1) == 4,
+          "states must end in 4");
   const std::vector<py::ssize_t> shape(states.shape(), states.shape() + states.ndim() - 1);
   py::array_t<double> out(shape);
   compute(static_cast<size_t>(out.size()),
@@ -518,8 +519,12 @@ std::vector<int64_t> as_pointers(const View& v, ptrdiff_t length) {
     pointers[i] = p;
   }
   if (pointers.back() != length) {
-    throw std::invalid_argument("indptr ends in " + std::to_string(pointers.back()) +
-                                ", expected the length of x, " + std::to_string(length));
+    const char* last = v.data + (v.shape[0] - 1) * v.strides[0];
+    const std::string given = v.dtype == DType::kUInt64
+                                  ? std::to_string(load_unsigned(last, v.swapped))
+                                  : std::to_string(pointers.back());
+    throw std::invalid_argument("indptr ends in " + given + ", expected the length of x, " +
+                                std::to_string(length));
   }
   return pointers;
 }

@@ -668,14 +668,31 @@ class CrossEntropy {
   // What changes from packed row to packed row.
   struct RowOptions {
     bool blends = false;
-    double keep = 1, spread = 0;  // probabilities t become w·(keep·t + spread)
-    double center = 0;            // what is subtracted from the capped logits
+    double keep = 1,
+           keep_lo = 0;  // probabilities t become w·(keep·t + spread), a sum of two doubles
+    double spread = 0, spread_lo = 0;
+    double center = 0;  // what is subtracted from the capped logits
   };
 
+  // The low parts of the row's weights, in the half of the kernels' scratch that `cap` leaves.
+  double* weight_lo() const {
+    return reinterpret_cast<double*>(scratch.kernel() + kScratchBytes / 2);
+  }
+
   void blend(const RowOptions& options, double* t, size_t start, size_t count) const {
+    double* low = weight_lo();
     for (size_t i = 0; i < count; ++i) {
       const double w = weights_ != nullptr ? weights_[start + i] : class_weight(start + i);
-      t[i] = w * std::fma(options.keep, t[i], options.spread);
+      const double p = options.keep * t[i];
+      const double p_lo = std::fma(options.keep, t[i], -p) + options.keep_lo * t[i];
+      Sum sum;
+      sum.add(p);
+      sum.add(options.spread);
+      const double q_lo = sum.lo + p_lo + options.spread_lo;
+      const double r = w * sum.hi;
+      const double r_lo = std::fma(w, sum.hi, -r) + w * q_lo;
+      t[i] = r;
+      low[i] = std::isfinite(r) && std::isfinite(r_lo) ? r_lo : 0;
     }
   }
 
@@ -701,13 +718,13 @@ class CrossEntropy {
     };
   }
 
-  // Calls f(class, weight) for the row's weights as the kernel will see them.
+  // Calls f(class, weight, its low part) for the row's weights as the kernel will see them.
   template <class F>
   void for_weights(PackedRow& row, F f) const {
     for (size_t start = 0; start < classes_; start += kChunk) {
       const size_t count = std::min(kChunk, classes_ - start);
       const auto* w = static_cast<const double*>(PackedRow::fetch(&row, 2, start, count));
-      for (size_t i = 0; i < count; ++i) f(start + i, w[i]);
+      for (size_t i = 0; i < count; ++i) f(start + i, w[i], given_ && w[i] != 0 ? weight_lo()[i] : 0);
     }
   }
 
@@ -737,22 +754,32 @@ class CrossEntropy {
     int64_t likeliest = 0;  // whose element of the gradient is taken the most care of
     if (given_) {
       options.blends = false;
+      row.slots[2].masked = -kInf;
       double most = -kInf;
-      for_weights(row, [&](size_t c, double t) {
+      for_weights(row, [&](size_t c, double t, double) {
         if (!(t > most)) return;
         most = t;
         likeliest = static_cast<int64_t>(c);
       });
+      row.slots[2].masked = 0;
       options.blends = true;
       options.keep = 1 - a_.label_smoothing;
-      options.spread = batch.classes == 0 ? 0 : a_.label_smoothing / batch.classes;
+      options.keep_lo = (1 - options.keep) - a_.label_smoothing;
+      const double classes = batch.classes == 0 ? 1 : batch.classes;
+      options.spread = a_.label_smoothing / classes;
+      options.spread_lo = std::fma(-options.spread, classes, a_.label_smoothing) / classes;
       batch.targets = &likeliest;
       batch.smoothing = batch.classes = 1;
+      batch.weight_lo = weight_lo();
     }
     if (own_weights) {
       Sum weight_sum;
-      for_weights(row, [&](size_t, double w) { weight_sum.add(w); });
+      for_weights(row, [&](size_t, double w, double w_lo) {
+        weight_sum.add(w);
+        weight_sum.lo += w_lo;
+      });
       batch.weight_sum = weight_sum.value();
+      batch.weight_sum_lo = (weight_sum.hi - batch.weight_sum) + weight_sum.lo;
     }
     if (own_weights || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
@@ -785,7 +812,8 @@ double cross_entropy(const CrossEntropyArgs& args) {
 }
 
 void exp_sums(const View& x, const View& states, uint64_t axes) {
-  const Compute compute = make_compute(x, nullptr, nullptr, 1, false);
+  // In double: near 0 the logarithm of the sum has digits that float exps do not.
+  const Compute compute = make_compute(x, nullptr, nullptr, 1, true);
   View flat = states;  // without the last axis
   flat.ndim -= 1;
   const auto state_strides = expanded(&flat, x.ndim, axes);

@@ -27,30 +27,31 @@ inline Double2<W> SafeMul(Double2<W> factor, Double2<W> x) {
 template <class W>
 struct Sample {
   Stats<W> stats;
-  W target;        // the logit at the target
-  Double2<W> gap;  // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
-  W weight;        // the target's class weight
-  W coef;          // sample weight
+  W target;           // the logit at the target
+  Double2<W> gap;     // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
+  Double2<W> weight;  // the target's class weight
+  W coef;             // sample weight
 };
 
 // What the samples of a batch share.
 template <class W>
 struct LossTerms {
   Double2<W> inverse_temperature, keep, spread;  // 1/T, 1 - ε, ε/C
-  W weight_sum, divisor;
+  Double2<W> weight_sum;
+  W divisor;
   bool smooth;
   W z_loss, offset;
   bool plain;  // none of the options: the loss is (max - x_y) + log Σ
 };
 template <class W>
-inline LossTerms<W> MakeTerms(const LossBatch& b) {
+SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
   const Double2<W> keep = TwoSum(W::Set(1), W::Set(-b.smoothing));
   const Double2<W> spread =
       Div(ToDouble2(W::Set(b.smoothing)), ToDouble2(W::Set(b.smoothing != 0 ? b.classes : 1)));
   return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)},
           keep,
           spread,
-          W::Set(b.weight_sum),
+          {W::Set(b.weight_sum), W::Set(b.weight_sum_lo)},
           W::Set(b.divisor),
           b.smoothing != 0,
           W::Set(b.z_loss),
@@ -73,7 +74,7 @@ constexpr double kGapScale = 0x1p-64;
 // coef * [(1-ε)·w_y·((max - x_y)/T + log Σ) + ε/C·(Σ w·(max - x)/T + Σw·log Σ)]; each term is >= 0
 // where the weights are. Beside it coef·λ·logsumexp².
 template <class W>
-inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
+SOFTLANE_CALL W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
   const W zero = W::Set(0), one = W::Set(1), far = W::Set(0x1p900);
   const auto huge =
       Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
@@ -90,11 +91,11 @@ inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
       Safe(TwoSum(Mul(s.stats.max, unit), Sub(zero, Mul(s.target, unit))));
   const Double2<W> coef = ToDouble2(s.coef);
   Double2<W> loss = SafeAdd(SafeMul(terms.inverse_temperature, difference), log_sum);
-  loss = SafeMul(SafeMul(coef, Mul(terms.keep, ToDouble2(s.weight))), loss);
+  loss = SafeMul(SafeMul(coef, Mul(terms.keep, s.weight)), loss);
   if (terms.smooth) {
     const Double2<W> gap = {Mul(s.gap.hi, gap_unit), Mul(s.gap.lo, gap_unit)};
-    const Double2<W> all = SafeAdd(SafeMul(terms.inverse_temperature, gap),
-                                   SafeMul(ToDouble2(terms.weight_sum), log_sum));
+    const Double2<W> all =
+        SafeAdd(SafeMul(terms.inverse_temperature, gap), SafeMul(terms.weight_sum, log_sum));
     loss = SafeAdd(loss, SafeMul(SafeMul(coef, terms.spread), all));
   }
   const W unscale = Div(one, unit);
@@ -105,11 +106,16 @@ inline W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
     return Add(loss.hi, loss.lo);
   }
   const W result = Mul(Add(loss.hi, loss.lo), unscale);
-  // Confident beyond the normal numbers: the weights join before the one rounding.
-  const auto tiny = And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Eq(difference.hi, zero));
-  if (terms.smooth || !AnyTrue(tiny)) return result;
-  const Double2<W> factor = Mul(coef, Mul(terms.keep, ToDouble2(s.weight)));
-  return IfThenElse(tiny, Quotient(Mul(factor, s.stats.others), s.stats.top), result);
+  // Confident beyond the normal numbers, and nothing but log Σ: the weights join before the one rounding.
+  Double2<W> factor = Mul(terms.keep, s.weight);
+  auto tiny =
+      And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Or(Eq(difference.hi, zero), Eq(factor.hi, zero)));
+  if (terms.smooth) {
+    tiny = And(tiny, Eq(s.gap.hi, zero));
+    factor = Add(factor, Mul(terms.spread, terms.weight_sum));
+  }
+  if (!AnyTrue(tiny)) return result;
+  return IfThenElse(tiny, Quotient(Mul(Mul(coef, factor), s.stats.others), s.stats.top), result);
 }
 
 // The gradient of a row, g_c = prob·p_c - share·w_c, and its value at the target, where p - 1 would
@@ -121,14 +127,14 @@ struct GradTerms {
   W at_target;
 };
 template <class W>
-inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
-                               const LossTerms<W>& terms) {
+SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
+                                      const LossTerms<W>& terms) {
   const Double2<W> total = s.stats.Sum();
   const Double2<W> coef =
       Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
-  const Double2<W> hit = Mul(Mul(terms.keep, ToDouble2(s.weight)), coef);
+  const Double2<W> hit = Mul(Mul(terms.keep, s.weight), coef);
   const Double2<W> share = Mul(terms.spread, coef);
-  Double2<W> prob = terms.smooth ? Add(hit, Mul(share, ToDouble2(terms.weight_sum))) : hit;
+  Double2<W> prob = terms.smooth ? Add(hit, Mul(share, terms.weight_sum)) : hit;
   const auto is_max = Eq(s.target, s.stats.max);
   const Double2<W> rest =
       Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
@@ -142,7 +148,8 @@ inline GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const Double2<W> p = Div(target_exp, total);
   if (terms.smooth) {
     const Double2<W> smooth =
-        Mul(share, Add(Mul(p, ToDouble2(terms.weight_sum)), ToDouble2(Sub(W::Set(0), s.weight))));
+        Mul(share, Add(Mul(p, terms.weight_sum),
+                       Double2<W>{Sub(W::Set(0), s.weight.hi), Sub(W::Set(0), s.weight.lo)}));
     const Double2<W> all = Add(ToDouble2(at_target), smooth);
     at_target = Add(all.hi, all.lo);
   }
@@ -181,14 +188,14 @@ template <class V>
 struct GapSum {
   using W = Wide<V>;
   W sum = W::Set(0), error = W::Set(0);
-  void Add(V x, W max, W weight) {
+  void Add(V x, W max, Double2<W> weight) {
     const W zero = W::Set(0);
     const W scale = W::Set(kGapScale);
     const Double2<W> d = TwoSum(Mul(max, scale), Sub(zero, Mul(Widen(x), scale)));
-    const Double2<W> p = TwoProd(weight, d.hi);
-    const auto gone = Eq(weight, zero);
+    const Double2<W> p = TwoProd(weight.hi, d.hi);
+    const auto gone = Eq(weight.hi, zero);
     const auto finite = Eq(Sub(p.hi, p.hi), zero);
-    const W low = IfThenElseZero(finite, MulAdd(weight, d.lo, p.lo));
+    const W low = IfThenElseZero(finite, MulAdd(weight.hi, d.lo, MulAdd(weight.lo, d.hi, p.lo)));
     const Double2<W> s = TwoSum(sum, IfThenElse(gone, zero, p.hi));
     sum = s.hi;
     error = softlane::SOFTLANE_ISA::Add(
@@ -220,9 +227,10 @@ SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, Double2<Wide<V>> e, Double2<
   }
 }
 template <class W>
-SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, W weight) {
-  const W p = Mul(share.hi, weight);
-  return {p, MulAdd(share.lo, weight, MulSub(share.hi, weight, p))};
+SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, Double2<W> weight) {
+  const W p = Mul(share.hi, weight.hi);
+  const W low = MulAdd(share.hi, weight.lo, MulSub(share.hi, weight.hi, p));
+  return {p, MulAdd(share.lo, weight.hi, low)};
 }
 
 // The class weights [start, start + count) of the row at hand; null where all are 1.
@@ -233,12 +241,14 @@ inline const double* RowWeights(const LossBatch& b, size_t start, size_t count) 
   return static_cast<const double*>(b.chunked->fetch(b.chunked->context, 2, start, count));
 }
 template <class W>
-inline W LoadWeights(const double* weight, size_t i, int count) {
-  return weight == nullptr ? W::Set(1) : W::LoadN(weight + i, count, 0);
+inline Double2<W> LoadWeights(const double* weight, const double* low, size_t i, int count) {
+  if (weight == nullptr) return ToDouble2(W::Set(1));
+  const W lo = low == nullptr ? W::Set(0) : W::LoadN(low + i, count, 0);
+  return {W::LoadN(weight + i, count, 0), lo};
 }
 
 template <class T>
-inline Double2<F64> RowGap(const LossBatch& b, const T* x, double max_value) {
+SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, const T* x, double max_value) {
   using V = Vec<T>;
   using W = Wide<V>;
   const W max = W::Set(max_value);
@@ -249,19 +259,20 @@ inline Double2<F64> RowGap(const LossBatch& b, const T* x, double max_value) {
       const int count = static_cast<int>(Min(V::kLanes, chunk - i));
       // Lanes beyond the end hold the maximum: their term is 0.
       const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(max_value));
-      gap.Add(v, max, LoadWeights<W>(weight, i, count));
+      gap.Add(v, max, LoadWeights<W>(weight, b.weight_lo, i, count));
     }
   });
   return SumLanes(gap.Total());
 }
 
 template <class P, class W>
-inline Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
+SOFTLANE_CALL Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
   using V = typename P::V;
   constexpr size_t kLanes = V::kLanes;
   GapSum<V> lanes[kLanes];
   for (size_t i = 0; i < b.n; ++i) {
-    lanes[i % kLanes].Add(panel.Load(i), max, W::Set(b.weight == nullptr ? 1.0 : b.weight[i]));
+    const W weight = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
+    lanes[i % kLanes].Add(panel.Load(i), max, ToDouble2(weight));
   }
   Double2<W> sums[kLanes];
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
@@ -269,8 +280,8 @@ inline Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
 }
 
 template <class T>
-inline void FillRow(T* out, size_t n, const ChunkIo* io, int operand,
-                    typename Vec<T>::Scalar value) {
+SOFTLANE_CALL void FillRow(T* out, size_t n, const ChunkIo* io, int operand,
+                           typename Vec<T>::Scalar value) {
   using V = Vec<T>;
   const auto fill = [&](T* p, size_t count) {
     for (size_t i = 0; i < count; i += V::kLanes) {
@@ -301,9 +312,11 @@ inline double ElementOf(const LossBatch& b, const T* x, size_t i) {
       LoadOne(static_cast<const T*>(b.chunked->fetch(b.chunked->context, 0, i, 1))));
 }
 
-// The weight of one class, as the caller set it up.
-inline double WeightOf(const LossBatch& b, size_t i) {
-  return b.weight == nullptr ? 1.0 : *RowWeights(b, i, 1);
+// The weight of one class, as the caller set it up, and what it lacks.
+inline double WeightOf(const LossBatch& b, size_t i, double* lo) {
+  const double weight = b.weight == nullptr ? 1.0 : *RowWeights(b, i, 1);
+  *lo = b.weight_lo == nullptr ? 0.0 : b.weight_lo[b.chunked == nullptr ? i : 0];
+  return weight;
 }
 
 // What the gradients of a block of rows are made of, row by row.
@@ -343,7 +356,7 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* 
       const double* weight = RowWeights(b, start, chunk);
       MapRow<V>(p, to, chunk, [&](size_t i, V v) {
         const int count = static_cast<int>(Min(V::kLanes, chunk - i));
-        const Double2<W> pull = PullOf(share, LoadWeights<W>(weight, i, count));
+        const Double2<W> pull = PullOf(share, LoadWeights<W>(weight, b.weight_lo, i, count));
         return Smoothed(factor, Widen(Exp(v, ref)), pull);
       });
     } else {
@@ -371,8 +384,8 @@ struct EntropySum {
 };
 
 template <class T>
-inline Double2<F64> RowEntropy(const LossBatch& b, const RowBlock<T>& rows, size_t r,
-                               double max_value, Double2<Wide<Vec<T>>> inverse_temperature) {
+SOFTLANE_CALL Double2<F64> RowEntropy(const LossBatch& b, const RowBlock<T>& rows, size_t r,
+                                      double max_value, Double2<Wide<Vec<T>>> inverse_temperature) {
   using V = Vec<T>;
   using W = Wide<V>;
   const W max = W::Set(max_value);
@@ -409,14 +422,15 @@ struct SampleStats {
 };
 // `spread` is Σ e·(max - x)/T.
 template <class W>
-inline SampleStats<W> MakeSampleStats(const Sample<W>& s, const LossTerms<W>& terms,
-                                      Double2<W> spread) {
+SOFTLANE_CALL SampleStats<W> MakeSampleStats(const Sample<W>& s, const LossTerms<W>& terms,
+                                             Double2<W> spread) {
   const Double2<W> log_sum = s.stats.LogSum();
   const Double2<W> lse = SampleLogSumExp(s.stats, log_sum, terms);
   const Double2<W> entropy = SafeAdd(Div(spread, s.stats.Sum()), log_sum);
   // The loss without its options.
   Sample<W> sample = s;
-  sample.weight = sample.coef = W::Set(1);
+  sample.coef = W::Set(1);
+  sample.weight = ToDouble2(sample.coef);
   LossTerms<W> plain = terms;
   plain.keep = ToDouble2(W::Set(1));
   plain.smooth = false;
@@ -442,8 +456,8 @@ inline void PutNoStats(const LossBatch& b, size_t sample) {
 }
 
 template <class T>
-inline void PutRowStats(const LossBatch& b, size_t first, const RowBlock<T>& rows,
-                        const Sample<RowLanes>& s, const LossTerms<RowLanes>& terms) {
+SOFTLANE_CALL void PutRowStats(const LossBatch& b, size_t first, const RowBlock<T>& rows,
+                               const Sample<RowLanes>& s, const LossTerms<RowLanes>& terms) {
   using W = Wide<Vec<T>>;
   const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
   const PerRow max(s.stats.max);
@@ -473,8 +487,9 @@ struct PanelFacts {
   bool has_nan[V::kLanes];
 };
 template <class P, class V>
-inline PanelFacts<V> MakePanelFacts(const P& panel, size_t n, V max, const ExpReference<V>& ref,
-                                    const LossTerms<Wide<V>>& terms) {
+SOFTLANE_CALL PanelFacts<V> MakePanelFacts(const P& panel, size_t n, V max,
+                                           const ExpReference<V>& ref,
+                                           const LossTerms<Wide<V>>& terms) {
   using T = typename P::T;
   PanelFacts<V> facts;
   facts.spread = PanelEntropy(panel, n, max, ref, terms);
@@ -492,8 +507,9 @@ inline PanelFacts<V> MakePanelFacts(const P& panel, size_t n, V max, const ExpRe
   return facts;
 }
 template <class V>
-inline void PutPanelStats(const LossBatch& b, size_t first, int columns, const PanelFacts<V>& facts,
-                          const Sample<Wide<V>>& s, const LossTerms<Wide<V>>& terms) {
+SOFTLANE_CALL void PutPanelStats(const LossBatch& b, size_t first, int columns,
+                                 const PanelFacts<V>& facts, const Sample<Wide<V>>& s,
+                                 const LossTerms<Wide<V>>& terms) {
   using W = Wide<V>;
   const SampleStats<W> stats = MakeSampleStats(s, terms, facts.spread);
   double logsumexp[W::kLanes], log_prob[W::kLanes], entropy[W::kLanes], max[W::kLanes];
@@ -520,14 +536,14 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   bool ignored[kLanes] = {};
   size_t target[kLanes] = {};
   Scalar logit[kLanes] = {};
-  double weight[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
+  double weight[kLanes] = {}, weight_lo[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
   for (int c = 0; c < panel.columns; ++c) {
     const size_t sample = first + static_cast<size_t>(c);
     ignored[c] = Ignored(b, sample);
     if (ignored[c]) continue;
     target[c] = static_cast<size_t>(b.targets[sample]);
     logit[c] = LoadOne(Step<const T>(panel.x, target[c], panel.stride) + c);
-    weight[c] = WeightOf(b, target[c]);
+    weight[c] = WeightOf(b, target[c], &weight_lo[c]);
     coef[c] = b.coef[sample];
   }
   const Range<V> range = PanelRange(panel, b.n);
@@ -535,7 +551,7 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
   const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
   Sample<W> sample;
   sample.target = Widen(V::Load(logit));
-  sample.weight = W::Load(weight);
+  sample.weight = {W::Load(weight), W::Load(weight_lo)};
   sample.coef = W::Load(coef);
   sample.gap = ToDouble2(W::Set(0));
   if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
@@ -569,7 +585,8 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
     V g;
     if (terms.smooth) {
       const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
-      g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)), PullOf(grads.share, weight_here));
+      g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)),
+                   PullOf(grads.share, ToDouble2(weight_here)));
     } else {
       const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
       g = plain ? factor.Plain(e) : factor(e);
@@ -608,14 +625,15 @@ void CrossEntropyRows(const LossBatch& b) {
     constexpr size_t kRows = RowBlock<T>::kRows;
     Scalar* kept[kRows] = {};
     Scalar logit[V::kLanes] = {};
-    double weight[kRows] = {}, coef[kRows] = {}, gap_hi[kRows] = {}, gap_lo[kRows] = {};
+    double weight[kRows] = {}, weight_lo[kRows] = {}, coef[kRows] = {}, gap_hi[kRows] = {},
+           gap_lo[kRows] = {};
     const PerRow max(LowLanes<V>(Widen(rows.max)));
     for (size_t r = 0; r < rows.rows; ++r) {
       if (Ignored(b, first + r)) continue;
       // Read before the exps overwrite a gradient that lies over its logits.
       const auto target = static_cast<size_t>(b.targets[first + r]);
       logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
-      weight[r] = WeightOf(b, target);
+      weight[r] = WeightOf(b, target, &weight_lo[r]);
       coef[r] = b.coef[first + r];
       if (terms.smooth) {
         const Double2<F64> gap = RowGap(b, rows.x[r], max[r]);
@@ -630,7 +648,7 @@ void CrossEntropyRows(const LossBatch& b) {
     }
     Sample<W> sample;
     sample.target = LowLanes<V>(Widen(V::Load(logit)));
-    sample.weight = W::Load(weight);
+    sample.weight = {W::Load(weight), W::Load(weight_lo)};
     sample.coef = W::Load(coef);
     sample.gap = {W::Load(gap_hi), W::Load(gap_lo)};
     sample.stats = rows.Statistics();
@@ -847,8 +865,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
           const W part = Mul(product.hi, back);
           const W rest = Mul(MulAdd(yv, dot.lo, product.lo), back);
           const W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
-          const auto rare = Lt(yv, least);
-          if (!AnyTrue(rare)) return r;
+          if (!AnyTrue(And(Lt(yv, least), V::FirstN(m)))) return r;
           const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
           return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, b.scale), r);
         }

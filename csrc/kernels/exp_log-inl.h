@@ -127,7 +127,7 @@ struct ExpParts {
 // The reference for rows with maximum `max`: N = round(max*k), or x - max where max is far from zero.
 // A maximum of -inf, +inf or NaN makes every result NaN (inf - inf).
 template <class V>
-inline ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
+SOFTLANE_CALL ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
   using Format = ExpFormat<typename V::Scalar>;
   const V scaled = Mul(max, k.hi);
   const auto near = Lt(Abs(scaled), V::Set(Format::kFar));
@@ -235,7 +235,7 @@ struct PowerScale {
 // the grid of the result, and lo decides the ties.
 constexpr int kLift = 500;
 template <class W>
-inline W ScaleDown(Double2<W> x) {
+SOFTLANE_CALL W ScaleDown(Double2<W> x) {
   const Double2<W> s = FastTwoSum(x.hi, x.lo);
   const W zero = W::Set(0), least_normal = W::Set(PowerOfTwo(kLift - 1022));
   const auto normal = Lt(least_normal, Abs(s.hi));
@@ -255,7 +255,7 @@ inline W ScaleDown(Double2<W> x) {
 }
 // a / b rounded once, for an a that is 2^kLift away from the ends of the range.
 template <class W>
-inline W Quotient(Double2<W> a, Double2<W> b) {
+SOFTLANE_CALL W Quotient(Double2<W> a, Double2<W> b) {
   const Double2<W> q = Div(a, b);
   const auto tiny = Lt(Abs(q.hi), W::Set(0x1p-960));
   const W plain = Add(q.hi, q.lo);
@@ -271,7 +271,7 @@ inline W Quotient(Double2<W> a, Double2<W> b) {
 // and lo carry the difference. Method: u = 2^k * m, r = m * invc - 1 by table, then the fdlibm
 // identity log1p(r) = r - (r²/2 - s*(r²/2 + R)). NaN gives NaN.
 template <class W>
-inline Double2<W> Log(Double2<W> u) {
+SOFTLANE_CALL Double2<W> Log(Double2<W> u) {
   const auto bits = BitsOf(u.hi);
   using I = decltype(BitsOf(u.hi));
   const auto rounded = Add(bits, I::Set(int64_t{1} << 48));

@@ -4,15 +4,18 @@
 #pragma once
 
 // The building blocks of the inner loops must not become calls, which pass vectors through memory; the
-// rare paths beside them must not grow the loops.
+// rare paths beside them must not grow the loops; and what is long and runs once for many elements is
+// better called than copied into every kernel, of which there are many.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define SOFTLANE_INLINE __forceinline
 #define SOFTLANE_LAMBDA
 #define SOFTLANE_RARE __declspec(noinline)
+#define SOFTLANE_CALL __declspec(noinline)
 #else
 #define SOFTLANE_INLINE inline __attribute__((always_inline))
 #define SOFTLANE_LAMBDA __attribute__((always_inline))
 #define SOFTLANE_RARE __attribute__((noinline, cold))
+#define SOFTLANE_CALL __attribute__((noinline))
 #endif
 
 struct Float16 {

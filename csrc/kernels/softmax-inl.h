@@ -147,7 +147,7 @@ struct Stats {
   }
   Double2<W> Sum() const { return Add(others, top); }
   // log(Σ exp(x - max)); where it is tiny it is others / top, subnormal perhaps and rounded once.
-  Double2<W> LogSum() const {
+  SOFTLANE_CALL Double2<W> LogSum() const {
     const Double2<W> ratio = Div(others, top);
     const Double2<W> log = Log1p(ratio);
     const auto tiny = Lt(ratio.hi, W::Set(0x1p-900));
@@ -221,7 +221,7 @@ SOFTLANE_INLINE W RoundTo(W x) {
 
 // The factor coef / sum, for a sum in units of 2^-kSpare; inverse_coef is 1 / coef, roughly.
 template <class V, class W>
-inline FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Double2<W> sum) {
+SOFTLANE_CALL FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Double2<W> sum) {
   using F = Factor<V>;
   const W down = W::Set(PowerOfTwo(-static_cast<int>(F::Format::kSpare)));
   const Double2<W> ratio = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
@@ -487,9 +487,8 @@ inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t r, size_t n, const Chun
 }
 
 // A few rows at a time, whose maxima, sums and logarithms are then worked out together, one row a lane:
-// alone each would wait for the long chain of its own (measured: bench/NOTES.md). One row for hardware
-// without vectors.
-using RowLanes = std::conditional<ND::kLanes == 1, ND, F64>::type;
+// alone each would wait for the long chain of its own (measured: bench/NOTES.md).
+using RowLanes = F64;
 
 template <class V>
 inline RowLanes LowLanes(Wide<V> x) {
@@ -628,7 +627,7 @@ inline void ForRowBlocks(const B& b, F f) {
 // ---- columns ------------------------------------------------------------------------------------
 
 // Up to one vector of adjacent columns; element i of each is `stride` bytes on from the one before.
-template <class T_, bool kFull>
+template <class T_>
 struct Panel {
   using T = T_;
   using V = Vec<T>;
@@ -637,19 +636,19 @@ struct Panel {
   int columns;
   SOFTLANE_INLINE V Load(size_t i) const {
     const T* p = Step<const T>(x, i, stride);
-    return kFull ? V::Load(p) : V::LoadN(p, columns, 0);
+    return columns == V::kLanes ? V::Load(p) : V::LoadN(p, columns, 0);
   }
 };
-template <class T, bool kFull>
+template <class T>
 struct OutPanel {
   using V = Vec<T>;
   T* out;
   ptrdiff_t stride;
   int columns;
-  SOFTLANE_INLINE V Load(size_t i) const { return Panel<T, kFull>{out, stride, columns}.Load(i); }
+  SOFTLANE_INLINE V Load(size_t i) const { return Panel<T>{out, stride, columns}.Load(i); }
   SOFTLANE_INLINE void Store(size_t i, V v) const {
     T* p = Step<T>(out, i, stride);
-    if (kFull) {
+    if (columns == V::kLanes) {
       softlane::SOFTLANE_ISA::Store(v, p);
     } else {
       StoreN(v, p, columns);
@@ -662,15 +661,10 @@ template <class T, class F>
 inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
                       size_t count, F f) {
   constexpr size_t kLanes = Vec<T>::kLanes;
-  size_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) {
-    f(c, Panel<T, true>{static_cast<const T*>(x) + c, x_stride, Vec<T>::kLanes},
-      OutPanel<T, true>{static_cast<T*>(out) + c, out_stride, Vec<T>::kLanes});
-  }
-  if (c < count) {
-    const int columns = static_cast<int>(count - c);
-    f(c, Panel<T, false>{static_cast<const T*>(x) + c, x_stride, columns},
-      OutPanel<T, false>{static_cast<T*>(out) + c, out_stride, columns});
+  for (size_t c = 0; c < count; c += kLanes) {
+    const int columns = static_cast<int>(Min(kLanes, count - c));
+    f(c, Panel<T>{static_cast<const T*>(x) + c, x_stride, columns},
+      OutPanel<T>{static_cast<T*>(out) + c, out_stride, columns});
   }
 }
 
@@ -746,11 +740,11 @@ inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, const Range<V>& range
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
-template <class T, bool kFull>
+template <class T>
 struct KeptPanel {
   using V = Vec<T>;
   using Scalar = typename V::Scalar;
-  OutPanel<T, kFull> out;
+  OutPanel<T> out;
   Scalar* scratch;
   static constexpr bool kInOutput = sizeof(T) == sizeof(Scalar);
   bool Keeps() const { return kInOutput || scratch != nullptr; }
@@ -769,8 +763,8 @@ struct KeptPanel {
     }
   }
 };
-template <class T, bool kFull>
-inline KeptPanel<T, kFull> KeepPanel(OutPanel<T, kFull> out, size_t n, void* scratch) {
+template <class T>
+inline KeptPanel<T> KeepPanel(OutPanel<T> out, size_t n, void* scratch) {
   using Scalar = typename Vec<T>::Scalar;
   const bool fits = n <= kScratchBytes / (sizeof(Scalar) * Vec<T>::kLanes);
   return {out, fits ? static_cast<Scalar*>(scratch) : nullptr};
@@ -876,45 +870,59 @@ SOFTLANE_INLINE void TransposeSquare(V (&v)[V::kLanes]) {
   if constexpr (kDistance > 1) TransposeSquare<V, kDistance / 2>(v);
 }
 
+// Up to kLanes rows of n elements turned into a tile of n vectors, and back.
+template <class T>
+SOFTLANE_CALL void LoadTile(const void* x, ptrdiff_t stride, size_t first, size_t rows, size_t n,
+                            typename Vec<T>::Scalar* tile) {
+  using V = Vec<T>;
+  constexpr size_t kLanes = V::kLanes;
+  for (size_t c = 0; c < n; c += kLanes) {
+    const int width = static_cast<int>(Min(kLanes, n - c));
+    V v[kLanes];
+    for (size_t r = 0; r < kLanes; ++r) {
+      const T* p = Step<const T>(x, first + Min(r, rows - 1), stride) + c;
+      v[r] = width == V::kLanes ? V::Load(p) : V::LoadN(p, width, 0);
+    }
+    TransposeSquare<V>(v);
+    for (int i = 0; i < width; ++i) Store(v[i], tile + (c + static_cast<size_t>(i)) * kLanes);
+  }
+}
+template <class T>
+SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t rows, size_t n,
+                             const typename Vec<T>::Scalar* tile) {
+  using V = Vec<T>;
+  constexpr size_t kLanes = V::kLanes;
+  for (size_t c = 0; c < n; c += kLanes) {
+    const int width = static_cast<int>(Min(kLanes, n - c));
+    V v[kLanes];
+    for (size_t i = 0; i < kLanes; ++i) v[i] = V::Load(tile + (c + i) * kLanes);
+    TransposeSquare<V>(v);
+    for (size_t r = 0; r < rows; ++r) {
+      T* p = Step<T>(out, first + r, stride) + c;
+      if (width == V::kLanes) {
+        Store(v[r], p);
+      } else {
+        StoreN(v[r], p, width);
+      }
+    }
+  }
+}
+
 // Calls f(first row, Panel, OutPanel) for tiles of rows; the OutPanel lies over the Panel, and is
 // written to `out` unless that is null.
 template <class T, class F>
 inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
                      size_t count, size_t n, F f) {
-  using V = Vec<T>;
-  using Scalar = typename V::Scalar;
-  constexpr size_t kLanes = V::kLanes;
+  using Scalar = typename Vec<T>::Scalar;
+  constexpr size_t kLanes = Vec<T>::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
   Scalar tile[(kShortRow + kLanes - 1) / kLanes * kLanes * kLanes];
   for (size_t first = 0; first < count; first += kLanes) {
     const size_t rows = Min(kLanes, count - first);
-    for (size_t c = 0; c < n; c += kLanes) {
-      const int width = static_cast<int>(Min(kLanes, n - c));
-      V v[kLanes];
-      for (size_t r = 0; r < kLanes; ++r) {
-        const T* p = Step<const T>(x, first + Min(r, rows - 1), x_stride) + c;
-        v[r] = width == V::kLanes ? V::Load(p) : V::LoadN(p, width, 0);
-      }
-      TransposeSquare<V>(v);
-      for (int i = 0; i < width; ++i) Store(v[i], tile + (c + static_cast<size_t>(i)) * kLanes);
-    }
-    f(first, Panel<Scalar, true>{tile, kStep, static_cast<int>(rows)},
-      OutPanel<Scalar, true>{tile, kStep, static_cast<int>(rows)});
-    if (out == nullptr) continue;
-    for (size_t c = 0; c < n; c += kLanes) {
-      const int width = static_cast<int>(Min(kLanes, n - c));
-      V v[kLanes];
-      for (size_t i = 0; i < kLanes; ++i) v[i] = V::Load(tile + (c + i) * kLanes);
-      TransposeSquare<V>(v);
-      for (size_t r = 0; r < rows; ++r) {
-        T* p = Step<T>(out, first + r, out_stride) + c;
-        if (width == V::kLanes) {
-          Store(v[r], p);
-        } else {
-          StoreN(v[r], p, width);
-        }
-      }
-    }
+    LoadTile<T>(x, x_stride, first, rows, n, tile);
+    f(first, Panel<Scalar>{tile, kStep, static_cast<int>(rows)},
+      OutPanel<Scalar>{tile, kStep, static_cast<int>(rows)});
+    if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
   }
 }
 inline bool AreShort(size_t count, size_t n, const ChunkIo* io) {

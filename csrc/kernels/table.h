@@ -76,13 +76,15 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  const ChunkIo* chunked;  // operand 0: logits, 1: gradient, 2: class weights of the row
-  const int64_t* targets;  // one a row; < 0 or >= n: the row is ignored
-  const double* coef;      // one a row: its sample weight
-  bool weighs;             // not all sample weights are 1
-  double divisor;          // of the gradient (the mean's; 1 for a sum)
-  const double* weight;    // one a class, or null for 1
-  double weight_sum;       // Σ weight over the classes that count (n where weight is null)
+  const ChunkIo* chunked;   // operand 0: logits, 1: gradient, 2: class weights of the row
+  const int64_t* targets;   // one a row; < 0 or >= n: the row is ignored
+  const double* coef;       // one a row: its sample weight
+  bool weighs;              // not all sample weights are 1
+  double divisor;           // of the gradient (the mean's; 1 for a sum)
+  const double* weight;     // one a class, or null for 1
+  const double* weight_lo;  // what the weights at hand lack, set by fetching these; or null for 0
+  double weight_sum;        // Σ weight over the classes that count (n where weight is null)
+  double weight_sum_lo;
   double smoothing;        // ε
   double classes;          // C in ε/C
   double z_loss;           // λ of λ·logsumexp²

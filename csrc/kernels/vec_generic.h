@@ -1,23 +1,44 @@
-// One lane of plain C++, lifted to 16 and 8 lanes by pair-inl.h: the fallback for hardware without
-// fused multiply-add, and the oracle that the other backends' operations are tested against.
+// The virtual vectors as arrays, in plain C++: the fallback for hardware without fused multiply-add, and
+// the oracle that the other backends' operations are tested against.
 #pragma once
 
-struct NI {
-  static constexpr int kLanes = 1;
-  int32_t v;
-  SOFTLANE_INLINE static NI Set(int32_t x) { return {x}; }
+// A loop over lanes. Not unrolled: 16 copies of every operation of every kernel would be megabytes.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SOFTLANE_EACH_LANE(n) _Pragma("GCC unroll 1") for (int i = 0; i < (n); ++i)
+#else
+#define SOFTLANE_EACH_LANE(n) for (int i = 0; i < (n); ++i)
+#endif
+
+template <class T, int kCount>
+struct Lanes {
+  T v[kCount];
+  template <class F>
+  SOFTLANE_INLINE void Fill(F f) {
+    SOFTLANE_EACH_LANE(kCount) { v[i] = f(i); }
+  }
 };
-struct NL {
-  static constexpr int kLanes = 1;
-  int64_t v;
-  SOFTLANE_INLINE static NL Set(int64_t x) { return {x}; }
+template <int kCount>
+struct LaneMask : Lanes<bool, kCount> {
+  SOFTLANE_INLINE static LaneMask FirstN(int n) {
+    LaneMask m;
+    m.Fill([&](int i) { return i < n; });
+    return m;
+  }
 };
-struct MF {
-  bool v;
+using MF = LaneMask<16>;
+using MD = LaneMask<8>;
+
+template <class T, int kCount>
+struct LaneInts : Lanes<T, kCount> {
+  static constexpr int kLanes = kCount;
+  SOFTLANE_INLINE static LaneInts Set(T x) {
+    LaneInts r;
+    r.Fill([&](int) { return x; });
+    return r;
+  }
 };
-struct MD {
-  bool v;
-};
+using NI = LaneInts<int32_t, 16>;
+using NL = LaneInts<int64_t, 8>;
 
 template <class To, class From>
 SOFTLANE_INLINE To BitCast(From from) {
@@ -62,37 +83,38 @@ SOFTLANE_INLINE void FloatToHalf(float x, BFloat16* out) {
   out->bits = static_cast<uint16_t>(rounded >> 16);
 }
 
-struct NF {
-  using Scalar = float;
-  using Mask = MF;
-  using Bits = NI;
-  static constexpr int kLanes = 1;
-  float v;
-  SOFTLANE_INLINE static NF Set(float x) { return {x}; }
-  SOFTLANE_INLINE static NF Load(const float* p) { return {*p}; }
-  template <class Half>
-  SOFTLANE_INLINE static NF Load(const Half* p) {
-    return {HalfToFloat(*p)};
+SOFTLANE_INLINE float HalfToFloat(float x) { return x; }
+SOFTLANE_INLINE double HalfToFloat(double x) { return x; }
+SOFTLANE_INLINE void FloatToHalf(float x, float* out) { *out = x; }
+SOFTLANE_INLINE void FloatToHalf(double x, double* out) { *out = x; }
+
+template <class T, int kCount, class Mask_, class Bits_>
+struct LaneFloats : Lanes<T, kCount> {
+  using Scalar = T;
+  using Mask = Mask_;
+  using Bits = Bits_;
+  static constexpr int kLanes = kCount;
+  SOFTLANE_INLINE static LaneFloats Set(T x) {
+    LaneFloats r;
+    r.Fill([&](int) { return x; });
+    return r;
   }
-  template <class T>
-  SOFTLANE_INLINE static NF LoadN(const T* p, int n, float fill) {
-    return n > 0 ? Load(p) : NF{fill};
+  template <class S>
+  SOFTLANE_INLINE static LaneFloats Load(const S* p) {
+    LaneFloats r;
+    r.Fill([&](int i) { return HalfToFloat(p[i]); });
+    return r;
   }
-  SOFTLANE_INLINE static MF FirstN(int n) { return {n > 0}; }
+  template <class S>
+  SOFTLANE_INLINE static LaneFloats LoadN(const S* p, int n, T fill) {
+    LaneFloats r;
+    r.Fill([&](int i) { return i < n ? HalfToFloat(p[i]) : fill; });
+    return r;
+  }
+  SOFTLANE_INLINE static Mask FirstN(int n) { return Mask::FirstN(n); }
 };
-struct ND {
-  using Scalar = double;
-  using Mask = MD;
-  using Bits = NL;
-  static constexpr int kLanes = 1;
-  double v;
-  SOFTLANE_INLINE static ND Set(double x) { return {x}; }
-  SOFTLANE_INLINE static ND Load(const double* p) { return {*p}; }
-  SOFTLANE_INLINE static ND LoadN(const double* p, int n, double fill) {
-    return {n > 0 ? *p : fill};
-  }
-  SOFTLANE_INLINE static MD FirstN(int n) { return {n > 0}; }
-};
+using NF = LaneFloats<float, 16, MF, NI>;
+using ND = LaneFloats<double, 8, MD, NL>;
 
 // a + b rounded to odd, for finite a + b: a second rounding, to fewer digits, then rounds as if it were
 // the only one (Boldo, Melquiond: Emulation of a FMA and correctly rounded sums, 2008).
@@ -106,12 +128,13 @@ SOFTLANE_INLINE double AddToOdd(double a, double b) {
   return BitCast<double>(bits);
 }
 // a*b + c with one rounding. float: the product is exact in double. double: Dekker's product; the
-// plain formula where that would overflow or has no digits to lose.
-SOFTLANE_INLINE float FusedMulAdd(float a, float b, float c) {
+// plain formula where that would overflow or has no digits to lose. Calls: inlined for every lane of every
+// vector they would make the library several times as large.
+SOFTLANE_CALL float FusedMulAdd(float a, float b, float c) {
   const double p = static_cast<double>(a) * static_cast<double>(b);
   return static_cast<float>(AddToOdd(p, static_cast<double>(c)));
 }
-SOFTLANE_INLINE double FusedMulAdd(double a, double b, double c) {
+SOFTLANE_CALL double FusedMulAdd(double a, double b, double c) {
   const double p = a * b;
   const double limit = 0x1p900;
   const double size = __builtin_fabs(a) > __builtin_fabs(b) ? __builtin_fabs(a) : __builtin_fabs(b);
@@ -131,111 +154,145 @@ SOFTLANE_INLINE double FusedMulAdd(double a, double b, double c) {
   return high + AddToOdd(mid, low);
 }
 
-SOFTLANE_INLINE NF Add(NF a, NF b) { return {a.v + b.v}; }
-SOFTLANE_INLINE ND Add(ND a, ND b) { return {a.v + b.v}; }
-SOFTLANE_INLINE NF Sub(NF a, NF b) { return {a.v - b.v}; }
-SOFTLANE_INLINE ND Sub(ND a, ND b) { return {a.v - b.v}; }
-SOFTLANE_INLINE NF Mul(NF a, NF b) { return {a.v * b.v}; }
-SOFTLANE_INLINE ND Mul(ND a, ND b) { return {a.v * b.v}; }
-SOFTLANE_INLINE NF Div(NF a, NF b) { return {a.v / b.v}; }
-SOFTLANE_INLINE ND Div(ND a, ND b) { return {a.v / b.v}; }
-// MulAdd may round twice where nothing depends on it; MulAddExact and the others do not.
-SOFTLANE_INLINE NF MulAdd(NF a, NF b, NF c) {
-  return {static_cast<float>(static_cast<double>(a.v) * static_cast<double>(b.v) +
-                             static_cast<double>(c.v))};
+SOFTLANE_INLINE float PlainMulAdd(float a, float b, float c) {
+  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b) +
+                            static_cast<double>(c));
 }
-SOFTLANE_INLINE ND MulAdd(ND a, ND b, ND c) { return {a.v * b.v + c.v}; }
-SOFTLANE_INLINE NF MulAddExact(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
-SOFTLANE_INLINE ND MulAddExact(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, c.v)}; }
-SOFTLANE_INLINE NF NegMulAdd(NF a, NF b, NF c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
-SOFTLANE_INLINE ND NegMulAdd(ND a, ND b, ND c) { return {FusedMulAdd(-a.v, b.v, c.v)}; }
-SOFTLANE_INLINE NF MulSub(NF a, NF b, NF c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
-SOFTLANE_INLINE ND MulSub(ND a, ND b, ND c) { return {FusedMulAdd(a.v, b.v, -c.v)}; }
-SOFTLANE_INLINE NF Max(NF a, NF b) { return {a.v > b.v ? a.v : b.v}; }
-SOFTLANE_INLINE NF Min(NF a, NF b) { return {a.v < b.v ? a.v : b.v}; }
-SOFTLANE_INLINE ND Max(ND a, ND b) { return {a.v > b.v ? a.v : b.v}; }
-SOFTLANE_INLINE ND Min(ND a, ND b) { return {a.v < b.v ? a.v : b.v}; }
-SOFTLANE_INLINE NF Abs(NF a) { return {__builtin_fabsf(a.v)}; }
-SOFTLANE_INLINE ND Abs(ND a) { return {__builtin_fabs(a.v)}; }
+SOFTLANE_INLINE double PlainMulAdd(double a, double b, double c) { return a * b + c; }
 
-SOFTLANE_INLINE MF Lt(NF a, NF b) { return {a.v < b.v}; }
-SOFTLANE_INLINE MD Lt(ND a, ND b) { return {a.v < b.v}; }
-SOFTLANE_INLINE MF Eq(NF a, NF b) { return {a.v == b.v}; }
-SOFTLANE_INLINE MD Eq(ND a, ND b) { return {a.v == b.v}; }
-SOFTLANE_INLINE MF IsNaN(NF a) { return {a.v != a.v}; }
-SOFTLANE_INLINE MD IsNaN(ND a) { return {a.v != a.v}; }
-SOFTLANE_INLINE MF And(MF a, MF b) { return {a.v && b.v}; }
-SOFTLANE_INLINE MD And(MD a, MD b) { return {a.v && b.v}; }
-SOFTLANE_INLINE MF Or(MF a, MF b) { return {a.v || b.v}; }
-SOFTLANE_INLINE MD Or(MD a, MD b) { return {a.v || b.v}; }
-SOFTLANE_INLINE MF AndNot(MF a, MF b) { return {!a.v && b.v}; }
-SOFTLANE_INLINE MD AndNot(MD a, MD b) { return {!a.v && b.v}; }
-SOFTLANE_INLINE uint32_t BitsOfMask(MF m) { return m.v; }
-SOFTLANE_INLINE uint32_t BitsOfMask(MD m) { return m.v; }
-SOFTLANE_INLINE bool AnyTrue(MF m) { return m.v; }
-SOFTLANE_INLINE bool AnyTrue(MD m) { return m.v; }
-SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {m.v ? a.v : b.v}; }
-SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {m.v ? a.v : b.v}; }
-SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) { return {m.v ? a.v : 0.0f}; }
-SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) { return {m.v ? a.v : 0.0}; }
+#define SOFTLANE_LANES_1(V, R, Op, expression)   \
+  SOFTLANE_INLINE R Op(const V& a) {             \
+    R r;                                         \
+    r.Fill([&](int i) { return (expression); }); \
+    return r;                                    \
+  }
+#define SOFTLANE_LANES_2(V, R, Op, expression)   \
+  SOFTLANE_INLINE R Op(const V& a, const V& b) { \
+    R r;                                         \
+    r.Fill([&](int i) { return (expression); }); \
+    return r;                                    \
+  }
+#define SOFTLANE_LANES_3(V, R, Op, expression)               \
+  SOFTLANE_INLINE R Op(const V& a, const V& b, const V& c) { \
+    R r;                                                     \
+    r.Fill([&](int i) { return (expression); });             \
+    return r;                                                \
+  }
+#define SOFTLANE_LANES_FLOATS(V, M)                                                                \
+  SOFTLANE_LANES_2(V, V, Add, a.v[i] + b.v[i])                                                     \
+  SOFTLANE_LANES_2(V, V, Sub, a.v[i] - b.v[i])                                                     \
+  SOFTLANE_LANES_2(V, V, Mul, a.v[i] * b.v[i])                                                     \
+  SOFTLANE_LANES_2(V, V, Div, a.v[i] / b.v[i])                                                     \
+  /* MulAdd may round twice where nothing depends on it; the others do not. */                     \
+  SOFTLANE_LANES_3(V, V, MulAdd, PlainMulAdd(a.v[i], b.v[i], c.v[i]))                              \
+  SOFTLANE_LANES_3(V, V, MulAddExact, FusedMulAdd(a.v[i], b.v[i], c.v[i]))                         \
+  SOFTLANE_LANES_3(V, V, NegMulAdd, FusedMulAdd(-a.v[i], b.v[i], c.v[i]))                          \
+  SOFTLANE_LANES_3(V, V, MulSub, FusedMulAdd(a.v[i], b.v[i], -c.v[i]))                             \
+  SOFTLANE_LANES_2(V, V, Max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])                                   \
+  SOFTLANE_LANES_2(V, V, Min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])                                   \
+  SOFTLANE_LANES_2(V, M, Lt, a.v[i] < b.v[i])                                                      \
+  SOFTLANE_LANES_2(V, M, Eq, a.v[i] == b.v[i])                                                     \
+  SOFTLANE_LANES_1(V, M, IsNaN, a.v[i] != a.v[i])                                                  \
+  SOFTLANE_LANES_2(M, M, And, a.v[i] && b.v[i])                                                    \
+  SOFTLANE_LANES_2(M, M, Or, a.v[i] || b.v[i])                                                     \
+  SOFTLANE_LANES_2(M, M, AndNot, !a.v[i] && b.v[i])                                                \
+  SOFTLANE_INLINE V IfThenElse(const M& m, const V& a, const V& b) {                               \
+    V r;                                                                                           \
+    r.Fill([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });                                       \
+    return r;                                                                                      \
+  }                                                                                                \
+  SOFTLANE_INLINE V IfThenElseZero(const M& m, const V& a) { return IfThenElse(m, a, V::Set(0)); } \
+  SOFTLANE_INLINE V::Scalar FirstLane(const V& a) { return a.v[0]; }
+SOFTLANE_LANES_FLOATS(NF, MF)
+SOFTLANE_LANES_FLOATS(ND, MD)
+SOFTLANE_LANES_1(NF, NF, Abs, __builtin_fabsf(a.v[i]))
+SOFTLANE_LANES_1(ND, ND, Abs, __builtin_fabs(a.v[i]))
+
+template <int kCount>
+SOFTLANE_INLINE uint32_t BitsOfMask(const LaneMask<kCount>& m) {
+  uint32_t bits = 0;
+  SOFTLANE_EACH_LANE(kCount) { bits |= static_cast<uint32_t>(m.v[i]) << i; }
+  return bits;
+}
+template <int kCount>
+SOFTLANE_INLINE bool AnyTrue(const LaneMask<kCount>& m) {
+  return BitsOfMask(m) != 0;
+}
 
 // Integer lanes wrap around, as the hardware's do.
 SOFTLANE_INLINE int32_t Wrap(uint32_t x) { return static_cast<int32_t>(x); }
 SOFTLANE_INLINE int64_t Wrap(uint64_t x) { return static_cast<int64_t>(x); }
 SOFTLANE_INLINE uint32_t Bare(int32_t x) { return static_cast<uint32_t>(x); }
 SOFTLANE_INLINE uint64_t Bare(int64_t x) { return static_cast<uint64_t>(x); }
-SOFTLANE_INLINE NI BitsOf(NF a) { return {BitCast<int32_t>(a.v)}; }
-SOFTLANE_INLINE NL BitsOf(ND a) { return {BitCast<int64_t>(a.v)}; }
-SOFTLANE_INLINE NF FromBits(NI a) { return {BitCast<float>(a.v)}; }
-SOFTLANE_INLINE ND FromBits(NL a) { return {BitCast<double>(a.v)}; }
-SOFTLANE_INLINE NI Add(NI a, NI b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
-SOFTLANE_INLINE NL Add(NL a, NL b) { return {Wrap(Bare(a.v) + Bare(b.v))}; }
-SOFTLANE_INLINE NL Sub(NL a, NL b) { return {Wrap(Bare(a.v) - Bare(b.v))}; }
-SOFTLANE_INLINE NL And(NL a, NL b) { return {a.v & b.v}; }
-SOFTLANE_INLINE NL Or(NL a, NL b) { return {a.v | b.v}; }
+SOFTLANE_LANES_1(NF, NI, BitsOf, BitCast<int32_t>(a.v[i]))
+SOFTLANE_LANES_1(ND, NL, BitsOf, BitCast<int64_t>(a.v[i]))
+SOFTLANE_LANES_1(NI, NF, FromBits, BitCast<float>(a.v[i]))
+SOFTLANE_LANES_1(NL, ND, FromBits, BitCast<double>(a.v[i]))
+SOFTLANE_LANES_2(NI, NI, Add, Wrap(Bare(a.v[i]) + Bare(b.v[i])))
+SOFTLANE_LANES_2(NL, NL, Add, Wrap(Bare(a.v[i]) + Bare(b.v[i])))
+SOFTLANE_LANES_2(NL, NL, Sub, Wrap(Bare(a.v[i]) - Bare(b.v[i])))
+SOFTLANE_LANES_2(NL, NL, And, a.v[i] & b.v[i])
+SOFTLANE_LANES_2(NL, NL, Or, a.v[i] | b.v[i])
 template <int kBits>
-SOFTLANE_INLINE NI ShiftLeft(NI a) {
-  return {Wrap(Bare(a.v) << kBits)};
-}
+SOFTLANE_LANES_1(NI, NI, ShiftLeft, Wrap(Bare(a.v[i]) << kBits))
 template <int kBits>
-SOFTLANE_INLINE NL ShiftLeft(NL a) {
-  return {Wrap(Bare(a.v) << kBits)};
-}
+SOFTLANE_LANES_1(NL, NL, ShiftLeft, Wrap(Bare(a.v[i]) << kBits))
 template <int kBits>
-SOFTLANE_INLINE NL ShiftRight(NL a) {
-  return {Wrap(Bare(a.v) >> kBits)};
-}
+SOFTLANE_LANES_1(NL, NL, ShiftRight, Wrap(Bare(a.v[i]) >> kBits))
 
 // table[index & 7]
-SOFTLANE_INLINE NF Lookup8(const float* table, NI index) { return {table[index.v & 7]}; }
-SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) { return {table[index.v & 7]}; }
-SOFTLANE_INLINE ND Lookup8(const double* table, NL index) { return {table[index.v & 7]}; }
-SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) { return {table[index.v & 7]}; }
+template <class V, class T, class I>
+SOFTLANE_INLINE V LookupLanes(const T* table, const I& index) {
+  V r;
+  r.Fill([&](int i) { return table[index.v[i] & 7]; });
+  return r;
+}
+SOFTLANE_INLINE NF Lookup8(const float* t, const NI& index) { return LookupLanes<NF>(t, index); }
+SOFTLANE_INLINE NI Lookup8(const int32_t* t, const NI& index) { return LookupLanes<NI>(t, index); }
+SOFTLANE_INLINE ND Lookup8(const double* t, const NL& index) { return LookupLanes<ND>(t, index); }
+SOFTLANE_INLINE NL Lookup8(const int64_t* t, const NL& index) { return LookupLanes<NL>(t, index); }
 
 template <int kDistance>
-SOFTLANE_INLINE NF SwapLanes(NF a) {
-  return a;
-}
+SOFTLANE_LANES_1(NF, NF, SwapLanes, a.v[i ^ kDistance])
 template <int kDistance>
-SOFTLANE_INLINE ND SwapLanes(ND a) {
-  return a;
-}
+SOFTLANE_LANES_1(ND, ND, SwapLanes, a.v[i ^ kDistance])
 template <int kDistance, class V>
-SOFTLANE_INLINE void Exchange(V&, V&) {}  // one lane: nothing to exchange within it
-SOFTLANE_INLINE float FirstLane(NF a) { return a.v; }
-SOFTLANE_INLINE double FirstLane(ND a) { return a.v; }
-
-SOFTLANE_INLINE ND Promote(NF a) { return {static_cast<double>(a.v)}; }
-SOFTLANE_INLINE NF Demote(ND a) { return {static_cast<float>(a.v)}; }
-
-SOFTLANE_INLINE void Store(NF a, float* p) { *p = a.v; }
-SOFTLANE_INLINE void Store(ND a, double* p) { *p = a.v; }
-SOFTLANE_INLINE void Store(NF a, Float16* p) { FloatToHalf(a.v, p); }
-SOFTLANE_INLINE void Store(NF a, BFloat16* p) { FloatToHalf(a.v, p); }
-template <class V, class T>
-SOFTLANE_INLINE void StoreN(V a, T* p, int n) {
-  if (n > 0) Store(a, p);
+SOFTLANE_INLINE void Exchange(V& a, V& b) {
+  SOFTLANE_EACH_LANE(V::kLanes) {
+    if ((i & kDistance) != 0) continue;
+    const auto moved = a.v[i + kDistance];
+    a.v[i + kDistance] = b.v[i];
+    b.v[i] = moved;
+  }
 }
 
-using F32 = Pair<Pair<Pair<Pair<NF>>>>;
-using F64 = Pair<Pair<Pair<ND>>>;
+SOFTLANE_INLINE Pair<ND> Promote(const NF& a) {
+  Pair<ND> r;
+  r.a.Fill([&](int i) { return static_cast<double>(a.v[i]); });
+  r.b.Fill([&](int i) { return static_cast<double>(a.v[i + ND::kLanes]); });
+  return r;
+}
+SOFTLANE_INLINE NF Demote(const Pair<ND>& a) {
+  NF r;
+  r.Fill(
+      [&](int i) { return static_cast<float>(i < ND::kLanes ? a.a.v[i] : a.b.v[i - ND::kLanes]); });
+  return r;
+}
+
+template <class V, class T>
+SOFTLANE_INLINE void StoreN(const V& a, T* p, int n) {
+  SOFTLANE_EACH_LANE(n) { FloatToHalf(a.v[i], p + i); }
+}
+SOFTLANE_INLINE void Store(const ND& a, double* p) { StoreN(a, p, ND::kLanes); }
+template <class T>
+SOFTLANE_INLINE void Store(const NF& a, T* p) {
+  StoreN(a, p, NF::kLanes);
+}
+
+#undef SOFTLANE_LANES_FLOATS
+#undef SOFTLANE_LANES_1
+#undef SOFTLANE_LANES_2
+#undef SOFTLANE_LANES_3
+
+using F32 = NF;
+using F64 = ND;

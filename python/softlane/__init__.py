@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from softlane import _arrays, _core
+from softlane import _arrays, _core, _threadpoolctl
 from softlane._streaming import LogSumExp
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 __version__ = _core.__version__
+
+_threadpoolctl.register()
 
 # What most calls are: an ndarray of a plain floating dtype, and every option left at its default. The
 # extension module takes these at once; for anything else it gives None, and the general path follows,
@@ -1109,10 +1111,8 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("reference", "torch"):
+    if name in ("reference", "torch", "dask"):
         return import_module(f"softlane.{name}")
-    if name == "dask":
-        raise NotImplementedError(f"softlane.{name} is not implemented yet")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

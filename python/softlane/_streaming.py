@@ -165,8 +165,8 @@ def _merged(a: Array, b: Array) -> Array:
     swap = swap[..., None]
     top, low = np.where(swap, b, a), np.where(swap, a, b)
     with np.errstate(all="ignore"):
-        # exp(distance) * 2^power, where the distance is 0 but far from 0
-        distance = low[..., 0] - top[..., 0]
+        # exp(distance) * 2^power, where the distance is 0 but far from 0; below -1e5 nothing is left
+        distance = np.maximum(low[..., 0] - top[..., 0], -1e5)
         binades = np.rint(distance / np.log(2.0))
         factor = np.exp((distance - binades * _LN2_HI) - binades * _LN2_LO)
         factor = np.where(distance == 0, 1.0, factor)
