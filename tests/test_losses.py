@@ -68,20 +68,10 @@ def probabilities(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType
     return to_dtype(t / np.maximum(t.sum(axis=-1, keepdims=True), 1e-30), dtype)
 
 
-SMOOTHED = "1 - ε and ε/C are rounded to double before they meet the probabilities: 2.1 to 2.5 ulp"
-
-
-def known(variants: tuple[str, ...], *wrong: str) -> list[Any]:
-    """Parameters (variant, dtype), those that miss the bar marked: `wrong` variants in float64."""
+def known(variants: tuple[str, ...]) -> list[Any]:
+    """Parameters (variant, dtype)."""
     return [
-        pytest.param(
-            variant,
-            dtype,
-            id=f"{variant}-{dtype.name}",
-            marks=[pytest.mark.xfail(strict=True, reason=SMOOTHED)]
-            if variant in wrong and dtype == np.float64
-            else [],
-        )
+        pytest.param(variant, dtype, id=f"{variant}-{dtype.name}")
         for variant in variants
         for dtype in FLOATS
     ]
@@ -164,7 +154,7 @@ def case(variant: str, dtype: DType, n: int) -> Case:
 # Accuracy
 
 
-@pytest.mark.parametrize(("variant", "dtype"), known(VARIANTS, "p smoothing", "p everything"))
+@pytest.mark.parametrize(("variant", "dtype"), known(VARIANTS))
 def test_loss_and_gradient_in_rows_and_columns_of_every_length(
     isa: str, variant: str, dtype: DType
 ) -> None:
@@ -239,7 +229,7 @@ def test_dtype_is_computed_in_and_returned(isa: str, dtype: DType, to: DType, gi
 
 @pytest.mark.parametrize(
     ("variant", "dtype"),
-    known(("p plain", "p weight", "p sample_weight", "p everything"), "p everything"),
+    known(("p plain", "p weight", "p sample_weight", "p everything")),
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reductions_of_probabilities(isa: str, variant: str, dtype: DType, reduction: str) -> None:
@@ -1020,7 +1010,6 @@ def test_loss_and_gradient_keep_their_dtypes_with_options() -> None:
 # What does not hold yet
 
 
-@pytest.mark.xfail(strict=True, reason=SMOOTHED)
 def test_smoothed_probabilities_of_long_rows(isa: str) -> None:
     rng = rng_for("long", "smoothed")
     n = 70_001
@@ -1033,7 +1022,6 @@ def test_smoothed_probabilities_of_long_rows(isa: str) -> None:
     check_ulp(grad, exact.grad)
 
 
-@pytest.mark.xfail(strict=True, reason="the weights join only after the loss has been rounded")
 def test_subnormal_losses_of_probabilities_not_of_sum_one(isa: str) -> None:
     x = np.array([[0.0, -740.5], [7.25, 7.25 - 740.25], [0.0, -738.0]])
     t = np.array([[7.5, 0.0], [1.7, 0.0], [3.3, 0.0]])
@@ -1051,7 +1039,6 @@ def test_z_loss_gradient_of_a_logsumexp_beyond_float64(isa: str) -> None:
     check_ulp(grad, exact.grad)
 
 
-@pytest.mark.xfail(strict=True, reason="classes outside where compete with probability 0")
 @every_float
 def test_the_likeliest_class_lies_inside_where(isa: str, dtype: DType) -> None:
     """Also where all inside have probability 0, or negative ones."""

@@ -357,7 +357,6 @@ def test_wrong_pointers(name: str, wrong: str) -> None:
         assert untouched()
 
 
-@pytest.mark.xfail(strict=True, reason="the message names the largest signed integer instead")
 @every_function
 def test_the_value_of_a_huge_pointer_is_named(name: str) -> None:
     """Not that of the largest signed one."""

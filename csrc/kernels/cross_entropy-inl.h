@@ -108,8 +108,9 @@ SOFTLANE_CALL W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
   const W result = Mul(Add(loss.hi, loss.lo), unscale);
   // Confident beyond the normal numbers, and nothing but log Σ: the weights join before the one rounding.
   Double2<W> factor = Mul(terms.keep, s.weight);
-  auto tiny =
-      And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Or(Eq(difference.hi, zero), Eq(factor.hi, zero)));
+  const W others = s.stats.others.hi;
+  auto tiny = And(And(Lt(Abs(loss.hi), W::Set(0x1p-900)), Eq(Sub(others, others), zero)),
+                  Or(Eq(difference.hi, zero), Eq(factor.hi, zero)));
   if (terms.smooth) {
     tiny = And(tiny, Eq(s.gap.hi, zero));
     factor = Add(factor, Mul(terms.spread, terms.weight_sum));
@@ -144,23 +145,25 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const Double2<W> ratio = Mul(hit, Div(others, total));
   const W quotient = Quotient(Mul(hit, others), total);
   const auto large = Lt(W::Set(0x1p400), Abs(hit.hi));
-  W at_target = Sub(W::Set(0), IfThenElse(large, Add(ratio.hi, ratio.lo), quotient));
+  // With more terms to come the digits of the ratio are kept.
+  const auto sharp = Or(large, Lt(W::Set(0x1p-900), Abs(ratio.hi)));
+  const bool more = terms.smooth || AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)));
+  const auto as_ratio = more ? sharp : large;
+  const W zero = W::Set(0);
+  Double2<W> at_target = {Sub(zero, IfThenElse(as_ratio, ratio.hi, quotient)),
+                          Sub(zero, IfThenElse(as_ratio, ratio.lo, zero))};
   const Double2<W> p = Div(target_exp, total);
   if (terms.smooth) {
-    const Double2<W> smooth =
-        Mul(share, Add(Mul(p, terms.weight_sum),
-                       Double2<W>{Sub(W::Set(0), s.weight.hi), Sub(W::Set(0), s.weight.lo)}));
-    const Double2<W> all = Add(ToDouble2(at_target), smooth);
-    at_target = Add(all.hi, all.lo);
+    const Double2<W> pull = {Sub(zero, s.weight.hi), Sub(zero, s.weight.lo)};
+    at_target = SafeAdd(at_target, Mul(share, Add(Mul(p, terms.weight_sum), pull)));
   }
-  if (AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)))) {
+  if (more) {
     const Double2<W> lse = SampleLogSumExp(s.stats, s.stats.LogSum(), terms);
     const Double2<W> penalty = SafeMul(SafeMul(ToDouble2(Mul(W::Set(2), terms.z_loss)), coef), lse);
     prob = SafeAdd(prob, penalty);
-    const Double2<W> all = SafeAdd(ToDouble2(at_target), SafeMul(penalty, p));
-    at_target = Add(all.hi, all.lo);
+    at_target = SafeAdd(at_target, SafeMul(penalty, p));
   }
-  return {prob, total, share, at_target};
+  return {prob, total, share, Add(at_target.hi, at_target.lo)};
 }
 
 inline Double2<F64> SumLanes(Double2<D16> x) {
@@ -230,7 +233,7 @@ template <class W>
 SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, Double2<W> weight) {
   const W p = Mul(share.hi, weight.hi);
   const W low = MulAdd(share.hi, weight.lo, MulSub(share.hi, weight.hi, p));
-  return {p, MulAdd(share.lo, weight.hi, low)};
+  return FastTwoSum(p, MulAdd(share.lo, weight.hi, low));
 }
 
 // The class weights [start, start + count) of the row at hand; null where all are 1.

@@ -159,14 +159,20 @@ class LogSumExp:
             self._dtype = np.promote_types(self._dtype, dtype)
 
 
+def _size(sums: Array) -> Array:
+    """Roughly the logarithms of the sums; inf for those that are not finite."""
+    logarithm = sums[..., 0] + sums[..., 1] * np.log(2.0)
+    size: Array = np.where(np.isfinite(sums[..., 2]), logarithm, np.inf)
+    return np.where(sums[..., 2] == 0, -np.inf, size)
+
+
 def _merged(a: Array, b: Array) -> Array:
     """The sums of two states: the lower one is brought to the scale of the other."""
-    swap = a[..., 0] + a[..., 1] * np.log(2.0) < b[..., 0] + b[..., 1] * np.log(2.0)
-    swap = swap[..., None]
+    swap = (_size(a) < _size(b))[..., None]
     top, low = np.where(swap, b, a), np.where(swap, a, b)
     with np.errstate(all="ignore"):
         # exp(distance) * 2^power, where the distance is 0 but far from 0; below -1e5 nothing is left
-        distance = np.maximum(low[..., 0] - top[..., 0], -1e5)
+        distance = np.clip(low[..., 0] - top[..., 0], -1e5, 1e5)
         binades = np.rint(distance / np.log(2.0))
         factor = np.exp((distance - binades * _LN2_HI) - binades * _LN2_LO)
         factor = np.where(distance == 0, 1.0, factor)
