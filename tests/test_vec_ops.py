@@ -85,7 +85,8 @@ def test_operations_have_the_generic_bits(name: str, lines: Lines) -> None:
 
 
 def test_every_operation_is_run(lines: Lines) -> None:
-    headers = [set(OPERATION.findall(path.read_text())) for path in KERNELS.glob("vec_*.h")]
-    vocabulary = set.intersection(*headers)
+    headers = set(KERNELS.glob("vec_*.h")) - {KERNELS / "vec_generic.h"}  # where macros make them
+    vocabulary = set.intersection(*(set(OPERATION.findall(h.read_text())) for h in headers))
+    vocabulary -= {"ToHalf", "Widen"}  # conversions that the headers themselves use
     assert {"Add", "LoadN", "Lookup8", "StoreN"} <= vocabulary
     assert vocabulary - {line.split("<")[0] for line in lines("generic")} == set()

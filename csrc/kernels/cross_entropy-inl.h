@@ -789,9 +789,17 @@ inline bool AddUp(ExactSum<W> even, const ExactSum<W>& odd, size_t, Double2<F64>
   return true;
 }
 
+// How the terms of rows of T are summed.
 template <class T>
-using GradSum =
-    typename std::conditional<sizeof(T) == 8, ExactSum<Wide<Vec<T>>>, PlainSum<Wide<Vec<T>>>>::type;
+struct GradSumOf {
+  using Type = PlainSum<Wide<Vec<T>>>;
+};
+template <>
+struct GradSumOf<double> {
+  using Type = ExactSum<F64>;
+};
+template <class T>
+using GradSum = typename GradSumOf<T>::Type;
 
 // A product of two numbers of V's format, exactly.
 template <class V>

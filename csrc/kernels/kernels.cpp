@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #define SOFTLANE_CAT_(a, b) a##b
 #define SOFTLANE_CAT(a, b) SOFTLANE_CAT_(a, b)

@@ -10,7 +10,7 @@
 #endif
 
 template <class T, int kCount>
-struct Lanes {
+struct LaneArray {
   T v[kCount];
   template <class F>
   SOFTLANE_INLINE void Fill(F f) {
@@ -18,7 +18,7 @@ struct Lanes {
   }
 };
 template <int kCount>
-struct LaneMask : Lanes<bool, kCount> {
+struct LaneMask : LaneArray<bool, kCount> {
   SOFTLANE_INLINE static LaneMask FirstN(int n) {
     LaneMask m;
     m.Fill([&](int i) { return i < n; });
@@ -29,7 +29,7 @@ using MF = LaneMask<16>;
 using MD = LaneMask<8>;
 
 template <class T, int kCount>
-struct LaneInts : Lanes<T, kCount> {
+struct LaneInts : LaneArray<T, kCount> {
   static constexpr int kLanes = kCount;
   SOFTLANE_INLINE static LaneInts Set(T x) {
     LaneInts r;
@@ -89,7 +89,7 @@ SOFTLANE_INLINE void FloatToHalf(float x, float* out) { *out = x; }
 SOFTLANE_INLINE void FloatToHalf(double x, double* out) { *out = x; }
 
 template <class T, int kCount, class Mask_, class Bits_>
-struct LaneFloats : Lanes<T, kCount> {
+struct LaneFloats : LaneArray<T, kCount> {
   using Scalar = T;
   using Mask = Mask_;
   using Bits = Bits_;
@@ -281,7 +281,8 @@ SOFTLANE_INLINE NF Demote(const Pair<ND>& a) {
 
 template <class V, class T>
 SOFTLANE_INLINE void StoreN(const V& a, T* p, int n) {
-  SOFTLANE_EACH_LANE(n) { FloatToHalf(a.v[i], p + i); }
+  const int count = n < V::kLanes ? n : V::kLanes;
+  SOFTLANE_EACH_LANE(count) { FloatToHalf(a.v[i], p + i); }
 }
 SOFTLANE_INLINE void Store(const ND& a, double* p) { StoreN(a, p, ND::kLanes); }
 template <class T>

@@ -399,6 +399,7 @@ void Arithmetic() {
   Binary<V>("Mul", couples, [](V a, V b) { return Mul(a, b); });
   Binary<V>("Div", couples, [](V a, V b) { return Div(a, b); });
   Binary<V>("Max", couples, [](V a, V b) { return Max(a, b); });
+  Binary<V>("Min", couples, [](V a, V b) { return Min(a, b); });
   Ternary<V>("MulAdd", triples, [](V a, V b, V c) { return MulAdd(a, b, c); });
   Ternary<V>("MulAddExact", triples, [](V a, V b, V c) { return MulAddExact(a, b, c); });
   Ternary<V>("NegMulAdd", triples, [](V a, V b, V c) { return NegMulAdd(a, b, c); });
