@@ -724,7 +724,8 @@ class CrossEntropy {
     for (size_t start = 0; start < classes_; start += kChunk) {
       const size_t count = std::min(kChunk, classes_ - start);
       const auto* w = static_cast<const double*>(PackedRow::fetch(&row, 2, start, count));
-      for (size_t i = 0; i < count; ++i) f(start + i, w[i], given_ && w[i] != 0 ? weight_lo()[i] : 0);
+      for (size_t i = 0; i < count; ++i)
+        f(start + i, w[i], given_ && w[i] != 0 ? weight_lo()[i] : 0);
     }
   }
 
