@@ -268,14 +268,18 @@ SOFTLANE_INLINE void Exchange(V& a, V& b) {
 
 SOFTLANE_INLINE Pair<ND> Promote(const NF& a) {
   Pair<ND> r;
-  r.a.Fill([&](int i) { return static_cast<double>(a.v[i]); });
-  r.b.Fill([&](int i) { return static_cast<double>(a.v[i + ND::kLanes]); });
+  SOFTLANE_EACH_LANE(ND::kLanes) {
+    r.a.v[i] = static_cast<double>(a.v[i]);
+    r.b.v[i] = static_cast<double>(a.v[i + ND::kLanes]);
+  }
   return r;
 }
 SOFTLANE_INLINE NF Demote(const Pair<ND>& a) {
   NF r;
-  r.Fill(
-      [&](int i) { return static_cast<float>(i < ND::kLanes ? a.a.v[i] : a.b.v[i - ND::kLanes]); });
+  SOFTLANE_EACH_LANE(ND::kLanes) {
+    r.v[i] = static_cast<float>(a.a.v[i]);
+    r.v[i + ND::kLanes] = static_cast<float>(a.b.v[i]);
+  }
   return r;
 }
 
