@@ -398,7 +398,7 @@ class Runner {
         std::vector<double> coef, weight;
         for (size_t r = 0; r < x.rows; ++r) {
           targets.push_back(r % 7 == 3 ? -1 : static_cast<int64_t>(random.below(n)));
-          coef.push_back(r % 5 == 0 ? 1 : 4 * random.uniform());
+          coef.push_back(r % 5 == 0 || !weighted ? 1 : 4 * random.uniform());
         }
         for (size_t i = 0; i < n; ++i) weight.push_back(i % 9 == 4 ? 0 : 2 * random.uniform());
         std::vector<double> loss(x.rows);
@@ -412,6 +412,7 @@ class Runner {
         if (weighted) {
           for (double w : weight) batch.weight_sum += w;
         }
+        batch.weighs = weighted;
         batch.divisor = weighted ? 37 : 1;
         batch.smoothing = smoothing;
         batch.classes = static_cast<double>(n);
