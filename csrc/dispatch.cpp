@@ -29,12 +29,12 @@ extern "C" const softlane::KernelTable* softlane_table_neon();
 namespace softlane {
 namespace {
 
-#ifdef SOFTLANE_X86
 struct CpuFeatures {
   bool avx2 = false;    // AVX2, FMA, F16C
   bool avx512 = false;  // AVX-512 F, DQ, BW, VL on top of these
 };
 
+#ifdef SOFTLANE_X86
 struct Registers {
   unsigned a, b, c, d;
 };
@@ -77,12 +77,14 @@ CpuFeatures detect() {
                  has(extended.b, 17) && has(extended.b, 30) && has(extended.b, 31);
   return found;
 }
+#else
+CpuFeatures detect() { return {}; }
+#endif
 
-const CpuFeatures& cpu() {
+[[maybe_unused]] const CpuFeatures& cpu() {
   static const CpuFeatures features = detect();
   return features;
 }
-#endif
 
 struct Entry {
   const char* name;
