@@ -912,8 +912,9 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const Storage storage = storage_of(compute.type);
   const auto rows =
       log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
-  const bool direct = compute.direct && contiguous_axis(plan, 3, item_size(out.dtype));
-  const Mode mode = direct ? Mode::kRows : Mode::kPacked;
+  const auto cols =
+      log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
+  const Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
@@ -941,14 +942,18 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
         }
         return;
       }
+      const bool by_columns = mode == Mode::kCols;
+      const auto stride = [&](size_t operand) {
+        return by_columns ? plan.axis[0].stride[operand] : run_stride(plan, operand);
+      };
       batch.grad = grad_output.data + at[0];
-      batch.grad_stride = run_stride(plan, 0);
+      batch.grad_stride = stride(0);
       batch.y = output.data + at[1];
-      batch.y_stride = run_stride(plan, 1);
+      batch.y_stride = stride(1);
       batch.out = out.data + at[2];
-      batch.out_stride = run_stride(plan, 2);
+      batch.out_stride = stride(2);
       batch.count = count;
-      rows(batch);
+      (by_columns ? cols : rows)(batch);
     });
   });
 }

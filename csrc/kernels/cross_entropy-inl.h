@@ -1,4 +1,4 @@
-// Cross-entropy, its gradient from the same sweep, and the backward functions.
+// Cross-entropy and its gradient from the same sweep.
 #pragma once
 
 // Double-word arithmetic that lets an infinite or NaN leading part through.
@@ -147,7 +147,8 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const auto large = Lt(W::Set(0x1p400), Abs(hit.hi));
   // With more terms to come the digits of the ratio are kept.
   const auto sharp = Or(large, Lt(W::Set(0x1p-900), Abs(ratio.hi)));
-  const bool more = terms.smooth || AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)));
+  const bool penalised = AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)));
+  const bool more = terms.smooth || penalised;
   const auto as_ratio = more ? sharp : large;
   const W zero = W::Set(0);
   Double2<W> at_target = {Sub(zero, IfThenElse(as_ratio, ratio.hi, quotient)),
@@ -157,7 +158,7 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
     const Double2<W> pull = {Sub(zero, s.weight.hi), Sub(zero, s.weight.lo)};
     at_target = SafeAdd(at_target, Mul(share, Add(Mul(p, terms.weight_sum), pull)));
   }
-  if (more) {
+  if (penalised) {
     const Double2<W> lse = SampleLogSumExp(s.stats, s.stats.LogSum(), terms);
     const Double2<W> penalty = SafeMul(SafeMul(ToDouble2(Mul(W::Set(2), terms.z_loss)), coef), lse);
     prob = SafeAdd(prob, penalty);
@@ -169,20 +170,30 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
 inline Double2<F64> SumLanes(Double2<D16> x) {
   return SumLanes(AddLanes(Double2<F64>{x.hi.a, x.lo.a}, Double2<F64>{x.hi.b, x.lo.b}));
 }
+// A finished sum, whose low part may have been the larger one.
+template <class W>
+inline Double2<W> Settled(Double2<W> sum) {
+  const Double2<W> safe = Safe(sum);
+  return Safe(FastTwoSum(safe.hi, safe.lo));
+}
+template <class W>
+inline Double2<W> Settled(W sum) {
+  return ToDouble2(sum);
+}
+
 // A running sum with its rounding errors.
 template <class W>
 struct ExactSum {
   W sum = W::Set(0), error = W::Set(0);
-  void Add(Double2<W> x) {
+  SOFTLANE_INLINE void Add(Double2<W> x) {
     const Double2<W> s = TwoSum(sum, x.hi);
     sum = s.hi;
     error = softlane::SOFTLANE_ISA::Add(error, softlane::SOFTLANE_ISA::Add(s.lo, x.lo));
   }
+  SOFTLANE_INLINE void Add(W x) { Add(ToDouble2(x)); }
+  SOFTLANE_INLINE void AddProduct(W a, W b) { Add(TwoProd(a, b)); }
   Double2<W> Lanes() const { return {sum, error}; }
-  Double2<F64> Total() const {
-    const Double2<F64> total = Safe(SumLanes(Lanes()));
-    return Safe(FastTwoSum(total.hi, total.lo));
-  }
+  Double2<F64> Total() const { return Settled(SumLanes(Lanes())); }
 };
 
 // Σ w·(max - x)·kGapScale over lanes, with its rounding errors. A class of weight 0 has no part,
@@ -190,7 +201,7 @@ struct ExactSum {
 template <class V>
 struct GapSum {
   using W = Wide<V>;
-  W sum = W::Set(0), error = W::Set(0);
+  ExactSum<W> sum;
   void Add(V x, W max, Double2<W> weight) {
     const W zero = W::Set(0);
     const W scale = W::Set(kGapScale);
@@ -199,12 +210,9 @@ struct GapSum {
     const auto gone = Eq(weight.hi, zero);
     const auto finite = Eq(Sub(p.hi, p.hi), zero);
     const W low = IfThenElseZero(finite, MulAdd(weight.hi, d.lo, MulAdd(weight.lo, d.hi, p.lo)));
-    const Double2<W> s = TwoSum(sum, IfThenElse(gone, zero, p.hi));
-    sum = s.hi;
-    error = softlane::SOFTLANE_ISA::Add(
-        error, softlane::SOFTLANE_ISA::Add(s.lo, IfThenElse(gone, zero, low)));
+    sum.Add({IfThenElse(gone, zero, p.hi), IfThenElse(gone, zero, low)});
   }
-  Double2<W> Total() const { return {sum, error}; }
+  Double2<W> Lanes() const { return sum.Lanes(); }
 };
 
 // prob·p - pull, rounded once: the two may cancel, so the exp comes with all its digits.
@@ -265,21 +273,16 @@ SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, const T* x, double max_val
       gap.Add(v, max, LoadWeights<W>(weight, b.weight_lo, i, count));
     }
   });
-  return SumLanes(gap.Total());
+  return SumLanes(gap.Lanes());
 }
 
 template <class P, class W>
 SOFTLANE_CALL Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
   using V = typename P::V;
-  constexpr size_t kLanes = V::kLanes;
-  GapSum<V> lanes[kLanes];
-  for (size_t i = 0; i < b.n; ++i) {
+  return PanelFold<GapSum<V>, V::kLanes>(b.n, [&](size_t i, GapSum<V>& lane) {
     const W weight = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
-    lanes[i % kLanes].Add(panel.Load(i), max, ToDouble2(weight));
-  }
-  Double2<W> sums[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
-  return FoldLanes(sums, Min(kLanes, b.n));
+    lane.Add(panel.Load(i), max, ToDouble2(weight));
+  });
 }
 
 template <class T>
@@ -384,6 +387,7 @@ struct EntropySum {
     const auto live = Lt(Widen(ref.floor), Widen(Sub(x, ref.shift)));
     sum.Add({IfThenElse(live, term.hi, zero), IfThenElse(live, term.lo, zero)});
   }
+  Double2<W> Lanes() const { return sum.Lanes(); }
 };
 
 template <class T>
@@ -407,16 +411,9 @@ SOFTLANE_CALL Double2<F64> RowEntropy(const LossBatch& b, const RowBlock<T>& row
 template <class P, class V>
 inline Double2<Wide<V>> PanelEntropy(const P& panel, size_t n, V max, const ExpReference<V>& ref,
                                      const LossTerms<Wide<V>>& terms) {
-  using W = Wide<V>;
-  constexpr size_t kLanes = V::kLanes;
-  EntropySum<V> lanes[kLanes];
-  for (size_t i = 0; i < n; ++i) {
-    lanes[i % kLanes].Add(panel.Load(i), ref, Widen(max), terms.inverse_temperature);
-  }
-  Double2<W> sums[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].sum.Lanes();
-  const Double2<W> total = Safe(FoldLanes(sums, Min(kLanes, n)));
-  return Safe(FastTwoSum(total.hi, total.lo));
+  return Settled(PanelFold<EntropySum<V>, V::kLanes>(n, [&](size_t i, EntropySum<V>& lane) {
+    lane.Add(panel.Load(i), ref, Widen(max), terms.inverse_temperature);
+  }));
 }
 
 template <class W>
@@ -698,316 +695,4 @@ inline void SoftcapBackwardArray(const double* x, double* grad, size_t n, double
     const V slope = Div(Mul(V::Set(4), e), Mul(Add(one, e), Add(one, e)));
     return IfThenElse(Eq(g, zero), zero, Mul(g, slope));
   });
-}
-
-// ---- backward -----------------------------------------------------------------------------------
-
-// Calls f(grad, y, out, start, count) for the row, or for its chunks, which are written in place of
-// the gradient's.
-template <class T, class F>
-inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
-  if (b.chunked == nullptr) {
-    f(Step<const T>(b.grad, row, b.grad_stride), Step<const T>(b.y, row, b.y_stride),
-      Step<T>(b.out, row, b.out_stride), b.n);
-    return;
-  }
-  const ChunkIo& io = *b.chunked;
-  for (size_t start = 0; start < b.n; start += io.chunk) {
-    const size_t count = Min(io.chunk, b.n - start);
-    T* grad = static_cast<T*>(io.fetch(io.context, 0, start, count));
-    f(static_cast<const T*>(grad), static_cast<const T*>(io.fetch(io.context, 1, start, count)),
-      grad, count);
-    if (writes) io.put(io.context, 2, start, count);
-  }
-}
-
-// The unit in which the terms of a row are summed, so that the sum cannot overflow where the result does
-// not: 1 but for gradients near the largest double.
-template <class T>
-inline double SumUnit(const BackwardBatch& b, size_t row) {
-  if constexpr (sizeof(T) < sizeof(double)) {
-    return 1;  // summed in double
-  } else {
-    F64 max = F64::Set(0);
-    ForPairs<T>(b, row, false, [&](const T* g, const T*, T*, size_t count) {
-      for (size_t i = 0; i < count; i += F64::kLanes) {
-        max = Max(Abs(F64::LoadN(g + i, static_cast<int>(Min(F64::kLanes, count - i)), 0)), max);
-      }
-    });
-    return MaxLane(max) > 0x1p900 ? 0x1p-64 : 1;
-  }
-}
-
-// x/T for an x that was rounded to W.
-template <class W>
-inline W DivideByTemperature(W x, const Scale& scale) {
-  if (scale.unit) return x;
-  return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
-}
-
-// m elements, of which a whole vector needs no mask.
-template <class V, class T>
-SOFTLANE_INLINE V LoadSome(const T* p, int m) {
-  return m == V::kLanes ? V::Load(p) : V::LoadN(p, m, 0);
-}
-// Calls f(i, m, accumulator) for the vectors of n elements, with one accumulator for even and one for odd
-// vectors, so that one addition need not wait for the other.
-template <class V, class A, class F>
-SOFTLANE_INLINE void ForPairsOfVectors(size_t n, A& even, A& odd, F f) {
-  constexpr size_t kLanes = V::kLanes;
-  size_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    f(i, V::kLanes, even);
-    f(i + kLanes, V::kLanes, odd);
-  }
-  for (; i < n; i += kLanes) f(i, static_cast<int>(Min(kLanes, n - i)), even);
-}
-
-// A running sum of doubles whose own rounding errors do not matter, as terms and result are float: unless
-// the terms cancel.
-template <class W>
-struct PlainSum {
-  W sum = W::Set(0), largest = W::Set(0);
-  void Add(Double2<W> x) {
-    sum = softlane::SOFTLANE_ISA::Add(sum, x.hi);
-    largest = Max(Abs(x.hi), largest);
-  }
-};
-// The sum of an even and an odd accumulator; false where n plain terms have cancelled too far.
-template <class W>
-inline bool AddUp(const PlainSum<W>& even, const PlainSum<W>& odd, size_t n, Double2<F64>* total) {
-  *total = ToDouble2(SumLanes(Add(even.sum, odd.sum)));
-  // A lane's error is at most n/32·2^-53 of the sum of sizes, which is at most n times the largest.
-  const W share = W::Set(0x1p-28 * (1 + static_cast<double>(n) / 32));
-  const W size = W::Set(FirstLane(Abs(total->hi)));
-  return !AnyTrue(Lt(size, Mul(Max(even.largest, odd.largest), share)));
-}
-template <class W>
-inline bool AddUp(ExactSum<W> even, const ExactSum<W>& odd, size_t, Double2<F64>* total) {
-  even.Add(odd.Lanes());
-  *total = even.Total();
-  return true;
-}
-
-// How the terms of rows of T are summed.
-template <class T>
-struct GradSumOf {
-  using Type = PlainSum<Wide<Vec<T>>>;
-};
-template <>
-struct GradSumOf<double> {
-  using Type = ExactSum<F64>;
-};
-template <class T>
-using GradSum = typename GradSumOf<T>::Type;
-
-// A product of two numbers of V's format, exactly.
-template <class V>
-SOFTLANE_INLINE Double2<Wide<V>> ExactProduct(Wide<V> a, Wide<V> b) {
-  if constexpr (sizeof(typename V::Scalar) == 8) {
-    return TwoProd(a, b);
-  } else {
-    return ToDouble2(Mul(a, b));
-  }
-}
-
-// Σ unit·g·y; with kMasked an element with y == 0 has no part, whatever its g. False: as AddUp.
-template <class Sum, class T, bool kMasked>
-inline bool GradDot(const BackwardBatch& b, size_t row, double unit, Double2<F64>* total) {
-  using V = Vec<T>;
-  using W = Wide<V>;
-  Sum even, odd;
-  ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
-    ForPairsOfVectors<V>(count, even, odd, [&](size_t i, int m, Sum& sum) SOFTLANE_LAMBDA {
-      const W yv = Widen(LoadSome<V>(y + i, m));
-      W gv = Widen(LoadSome<V>(g + i, m));
-      if constexpr (kMasked) {
-        gv = IfThenElse(Eq(yv, W::Set(0)), W::Set(0), Mul(gv, W::Set(unit)));
-      }
-      sum.Add(ExactProduct<V>(gv, yv));
-    });
-  });
-  return AddUp(even, odd, b.n, total);
-}
-
-// y·(g - Σ)/T for numbers whose products would leave the normal range; y == 0 gives 0.
-SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, const Scale& scale) {
-  const F64 zero = F64::Set(0);
-  const F64 lifted = Mul(y, F64::Set(PowerOfTwo(kLift)));
-  const Double2<F64> down = TwoProd(lifted, dot.hi);
-  const Double2<F64> up = TwoProd(lifted, g);
-  const Double2<F64> inverse = {F64::Set(scale.inv_hi), F64::Set(scale.inv_lo)};
-  const Double2<F64> all =
-      Add(up, Double2<F64>{Sub(zero, down.hi), Sub(zero, MulAdd(lifted, dot.lo, down.lo))});
-  return IfThenElse(Eq(y, zero), zero, ScaleDown(Mul(all, inverse)));
-}
-
-// y·(g - Σ g·y)/T; in double as (y·g - y·Σ)/T, as g - Σ may overflow where the product does not. y == 0
-// gives 0.
-template <class T>
-void SoftmaxBackwardRows(const BackwardBatch& b) {
-  using V = Vec<T>;
-  using W = Wide<V>;
-  constexpr bool kDouble = sizeof(T) == 8;
-  const W zero = W::Set(0);
-  for (size_t row = 0; row < b.count; ++row) {
-    double unit = 1;
-    Double2<F64> total;
-    const bool sharp = GradDot<GradSum<T>, T, false>(b, row, unit, &total);
-    if (!sharp || !(FirstLane(Abs(total.hi)) < 0x1p900)) {
-      unit = SumUnit<T>(b, row);
-      GradDot<ExactSum<W>, T, true>(b, row, unit, &total);
-    }
-    const Double2<W> dot = {W::Set(FirstLane(total.hi)), W::Set(FirstLane(total.lo))};
-    // With a sum of this size the products of a y from 2^-400 on are normal numbers.
-    const bool sound = FirstLane(Abs(total.hi)) > 0x1p-400;
-    const W least = W::Set(sound ? 0x1p-400 : kInf), back = W::Set(1 / unit);
-    ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
-      MapRow<V>(y, out, count, [&](size_t i, V y_stored) SOFTLANE_LAMBDA {
-        const int m = static_cast<int>(Min(V::kLanes, count - i));
-        const W yv = Widen(y_stored);
-        const W gv = Widen(LoadSome<V>(g + i, m));
-        if constexpr (!kDouble) {
-          const W r = DivideByTemperature(Mul(yv, Sub(gv, dot.hi)), b.scale);
-          const V rounded = Narrow(r, static_cast<V*>(nullptr));
-          return IfThenElse(Eq(y_stored, V::Set(0)), V::Set(0), rounded);
-        } else {
-          const Double2<W> product = TwoProd(yv, dot.hi);
-          const W part = Mul(product.hi, back);
-          const W rest = Mul(MulAdd(yv, dot.lo, product.lo), back);
-          const W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
-          if (!AnyTrue(And(Lt(yv, least), V::FirstN(m)))) return r;
-          const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
-          return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, b.scale), r);
-        }
-      });
-    });
-  }
-}
-
-// (g - exp(y)·Σ g)/T; y == -inf gives g. exp(y)·Σ is formed with the exponents kept apart. Any doubles.
-SOFTLANE_RARE inline void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
-  using V = F64;
-  using Format = ExpFormat<double>;
-  const V zero = V::Set(0);
-  const double unit = SumUnit<double>(b, row);
-  ExactSum<V> sum;
-  V top = V::Set(0);
-  ForPairs<double>(b, row, false, [&](const double* g, const double* y, double*, size_t count) {
-    for (size_t i = 0; i < count; i += V::kLanes) {
-      const int m = static_cast<int>(Min(V::kLanes, count - i));
-      sum.Add(ToDouble2(Mul(V::LoadN(g + i, m, 0), V::Set(unit))));
-      top = Max(V::LoadN(y + i, m, 0), top);
-    }
-  });
-  // log-probabilities are <= 0; beyond this bound exp overflows whatever it is multiplied by.
-  const double limit = 2500;
-  const double max = MaxLane(top) < limit ? MaxLane(top) : limit;
-  const ExpReference<V> ref = MakeReference(V::Set(max), UnitFactor<V>());
-  const double n = Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic);
-  const Double2<F64> pair = sum.Total();
-  const double total = FirstLane(pair.hi);
-  const bool ordinary = total - total == 0 && total != 0;
-  const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
-  const V mantissa = V::Set(ordinary ? FirstLane(parts.mantissa) : total);
-  // What the low part is worth beside the mantissa.
-  const V rest = V::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
-  // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
-  double shift = FirstLane(parts.exponent) + n - Format::kSpare + (unit == 1 ? 0 : 64);
-  shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
-  const PowerScale<V> rescale(static_cast<int>(shift));
-  const PowerScale<V> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
-  const Double2<V> inverse = {V::Set(b.scale.inv_hi), V::Set(b.scale.inv_lo)};
-  ForPairs<double>(b, row, true, [&](const double* g, const double* y, double* out, size_t count) {
-    MapRow<V>(y, out, count, [&](size_t i, V yv) {
-      const V gv = V::LoadN(g + i, static_cast<int>(Min(V::kLanes, count - i)), 0);
-      const Double2<V> e = Widen(Exp(IfThenElse(Lt(V::Set(max), yv), V::Set(max), yv), ref));
-      const Double2<V> product = Safe(Mul(e, Double2<V>{mantissa, rest}));
-      const auto gone = Eq(yv, V::Set(-kInf));
-      const V high = IfThenElse(gone, zero, rescale(product.hi));
-      const V low = IfThenElse(gone, zero, rescale(product.lo));
-      const V r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
-      const auto tiny = Lt(Add(Abs(gv), Abs(high)), V::Set(0x1p-900));
-      if (!AnyTrue(tiny)) return r;
-      const Double2<V> lifted = {IfThenElse(gone, zero, lift(product.hi)),
-                                 IfThenElse(gone, zero, lift(product.lo))};
-      const Double2<V> all = Add(ToDouble2(Mul(gv, V::Set(PowerOfTwo(kLift)))),
-                                 Double2<V>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
-      return IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r);
-    });
-  });
-}
-
-// Σ g, and the range of y. False: as AddUp.
-template <class Sum, class T>
-inline bool GradTotal(const BackwardBatch& b, size_t row, Range<Vec<T>>* range,
-                      Double2<F64>* total) {
-  using V = Vec<T>;
-  Sum even, odd;
-  Range<V> all;
-  ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) {
-    ForPairsOfVectors<V>(count, even, odd, [&](size_t i, int m, Sum& sum) SOFTLANE_LAMBDA {
-      sum.Add(ToDouble2(Widen(LoadSome<V>(g + i, m))));
-      all.Add(LoadSome<V>(y + i, m));
-    });
-  });
-  *range = all;
-  return AddUp(even, odd, b.n, total);
-}
-
-template <class T>
-void LogSoftmaxBackwardRows(const BackwardBatch& b) {
-  using V = Vec<T>;
-  using W = Wide<V>;
-  using Scalar = typename V::Scalar;
-  using Format = ExpFormat<Scalar>;
-  constexpr bool kDouble = sizeof(T) == 8;
-  for (size_t row = 0; row < b.count; ++row) {
-    Range<V> range;
-    Double2<F64> total;
-    if (!GradTotal<GradSum<T>, T>(b, row, &range, &total)) {
-      GradTotal<ExactSum<W>, T>(b, row, &range, &total);
-    }
-    const double size = FirstLane(Abs(total.hi));
-    // log-probabilities are <= 0; beyond this bound exp of a float overflows whatever it is multiplied by.
-    const Scalar limit = 250;
-    Scalar max = MaxLane(Max(range.max, V::Set(0)));
-    if (kDouble && !(max <= limit && size > 0x1p-400 && size < 0x1p500)) {
-      if constexpr (kDouble) LogSoftmaxBackwardRow(b, row);
-      continue;
-    }
-    max = max < limit ? max : limit;
-    const V ceiling = V::Set(max);
-    const ExpReference<V> ref = MakeReference(ceiling, UnitFactor<V>());
-    const double n =
-        static_cast<double>(Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic));
-    const double power = PowerOfTwo(static_cast<int>(n - static_cast<double>(Format::kSpare)));
-    const W hi = W::Set(FirstLane(total.hi) * power), lo = W::Set(FirstLane(total.lo) * power);
-    ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) {
-      MapRow<V>(y, out, count, [&](size_t i, V yv) SOFTLANE_LAMBDA {
-        const W gv = Widen(LoadSome<V>(g + i, static_cast<int>(Min(V::kLanes, count - i))));
-        const Double2<W> e = Widen(Exp(IfThenElse(Lt(ceiling, yv), ceiling, yv), ref));
-        // There exp(y)·Σ is below half of the least float, and -inf has no part at all.
-        const auto gone = Lt(Widen(yv), Widen(ref.floor));
-        if constexpr (!kDouble) {
-          const W r = IfThenElse(gone, gv, Sub(gv, Mul(e.hi, hi)));
-          return Narrow(DivideByTemperature(r, b.scale), static_cast<V*>(nullptr));
-        } else {
-          const W first = NegMulAdd(e.hi, hi, gv);
-          const W r = IfThenElse(gone, gv, Sub(first, MulAdd(e.lo, hi, Mul(e.hi, lo))));
-          const auto tiny = Lt(Abs(r), W::Set(0x1p-900));
-          const W scaled = DivideByTemperature(r, b.scale);
-          if (!AnyTrue(tiny)) return scaled;
-          const W lift = W::Set(PowerOfTwo(kLift));
-          const Double2<W> lifted = Mul(e, Double2<W>{Mul(hi, lift), Mul(lo, lift)});
-          const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
-          const Double2<W> all =
-              Add(ToDouble2(Mul(gv, lift)),
-                  Double2<W>{Sub(W::Set(0), lifted.hi), Sub(W::Set(0), lifted.lo)});
-          const W small = ScaleDown(Mul(all, inverse));
-          return IfThenElse(AndNot(gone, tiny), small, scaled);
-        }
-      });
-    });
-  }
 }

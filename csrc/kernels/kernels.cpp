@@ -43,6 +43,7 @@ namespace {
 #include "kernels/exp_log-inl.h"
 #include "kernels/softmax-inl.h"
 #include "kernels/cross_entropy-inl.h"
+#include "kernels/backward-inl.h"
 
 #define SOFTLANE_STORAGES(Kernel) {Kernel<float>, Kernel<double>, Kernel<Float16>, Kernel<BFloat16>}
 
@@ -57,7 +58,9 @@ const KernelTable kTable = {
     SOFTLANE_STORAGES(CrossEntropyRows),
     SOFTLANE_STORAGES(CrossEntropyCols),
     SOFTLANE_STORAGES(SoftmaxBackwardRows),
+    SOFTLANE_STORAGES(SoftmaxBackwardCols),
     SOFTLANE_STORAGES(LogSoftmaxBackwardRows),
+    SOFTLANE_STORAGES(LogSoftmaxBackwardCols),
     LogSumExpWeighted,
     SOFTLANE_STORAGES(ExpSumRows),
     LogOfSums,

@@ -161,11 +161,13 @@ inline Double2<D16> Widen(ExpParts<F32> e) {
   const D16 scale = Promote(e.scale);
   return ToDouble2(MulAdd(Promote(e.z), scale, scale));
 }
-inline Double2<F64> Widen(ExpParts<F64> e) {
-  const Double2<F64> p = TwoProd(e.z, e.scale);
-  const Double2<F64> s = FastTwoSum(e.scale, p.hi);
+template <class W>
+inline Double2<W> ExactValue(ExpParts<W> e) {
+  const Double2<W> p = TwoProd(e.z, e.scale);
+  const Double2<W> s = FastTwoSum(e.scale, p.hi);
   return {s.hi, Add(s.lo, p.lo)};
 }
+inline Double2<F64> Widen(ExpParts<F64> e) { return ExactValue(e); }
 
 // What turns stored exps into results, p·coef: e times hi + lo. Where the result or e*lo could leave the
 // normal range (e < small), the product is formed wider and rounded once; exps at the floor count as 0.
@@ -201,6 +203,7 @@ struct Factor {
     }
   }
 };
+
 // What a Factor is made of, one sample a lane.
 template <class W>
 struct FactorParts {
@@ -525,18 +528,18 @@ struct RowBlock {
   RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t length,
            const ChunkIo* chunked, const Scale& scale)
       : rows(count), n(length), io(chunked) {
-    Scalar maxima[V::kLanes], minima[V::kLanes];
+    Scalar minima[V::kLanes];
     for (size_t r = 0; r < rows; ++r) {
       x[r] = Step<const T>(base, first + r, stride);
       const Range<V> range = RowRange(x[r], n, io);
-      maxima[r] = MaxLane(range.max);
+      max_[r] = MaxLane(range.max);
       minima[r] = MinLane(range.min);
     }
     for (size_t r = rows; r < V::kLanes; ++r) {
-      maxima[r] = maxima[rows - 1];
+      max_[r] = max_[rows - 1];
       minima[r] = minima[rows - 1];
     }
-    max = V::Load(maxima);
+    max = V::Load(max_);
     min = V::Load(minima);
     ref = MakeReference(max, MakeFactor<V>(scale));
     Store(ref.shift, shift_);
@@ -554,11 +557,9 @@ struct RowBlock {
   void SumRow(size_t r, Scalar* kept) {
     top[r] = n;
     if constexpr (kSkips) {
-      Scalar maxima[V::kLanes];
-      Store(max, maxima);
       ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
         if (top[r] != n) return;
-        const size_t at = FindFirst(p, count, maxima[r]);
+        const size_t at = FindFirst(p, count, max_[r]);
         if (at < count) top[r] = start + at;
       });
     }
@@ -584,7 +585,7 @@ struct RowBlock {
   }
 
  private:
-  Scalar shift_[V::kLanes], magic_[V::kLanes], floor_[V::kLanes];
+  Scalar max_[V::kLanes], shift_[V::kLanes], magic_[V::kLanes], floor_[V::kLanes];
 };
 
 // Numbers of rows, one a lane, to be taken one by one.
@@ -678,6 +679,25 @@ inline S FoldLanes(S (&sums)[kLanes], size_t live) {
     }
   }
   return sums[0];
+}
+
+// Sums over the elements of a panel in the virtual lanes of a row: add(i, accumulator).
+template <class Sum, size_t kLanes, class F>
+SOFTLANE_INLINE auto PanelFold(size_t n, F add) {
+  decltype(Sum().Lanes()) sums[kLanes];
+  if (n <= kLanes) {  // one element a lane
+    sums[0] = Sum().Lanes();
+    for (size_t i = 0; i < n; ++i) {
+      Sum lane;
+      add(i, lane);
+      sums[i] = lane.Lanes();
+    }
+    return FoldLanes(sums, n);
+  }
+  Sum lanes[kLanes];
+  for (size_t i = 0; i < n; ++i) add(i, lanes[i % kLanes]);
+  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Lanes();
+  return FoldLanes(sums, kLanes);
 }
 
 template <class P>
@@ -860,6 +880,8 @@ void LogSumExpCols(const Batch& b) {
 // Rows up to this length are turned, a vector's lanes of them at a time, into a panel of columns: their
 // maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
 constexpr size_t kShortRow = 64;
+// The same for pairs of rows.
+constexpr size_t kShortPair = 24;
 
 // Turns a square of vectors around its diagonal.
 template <class V, int kDistance = V::kLanes / 2>

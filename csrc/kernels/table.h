@@ -122,7 +122,9 @@ struct KernelTable {
   void (*cross_entropy_rows[kStorages])(const LossBatch&);
   void (*cross_entropy_cols[kStorages])(const LossBatch&);
   void (*softmax_backward_rows[kStorages])(const BackwardBatch&);
+  void (*softmax_backward_cols[kStorages])(const BackwardBatch&);
   void (*log_softmax_backward_rows[kStorages])(const BackwardBatch&);
+  void (*log_softmax_backward_cols[kStorages])(const BackwardBatch&);
   void (*logsumexp_weighted)(const WeightedBatch&);
   // out: ExpSumState[count]
   void (*exp_sum_rows[kStorages])(const Batch&);

@@ -302,8 +302,10 @@ class Runner {
                   true);
         }
         cross_entropy(type);
-        backward("softmax_backward", table_.softmax_backward_rows[type], type, false);
-        backward("log_softmax_backward", table_.log_softmax_backward_rows[type], type, true);
+        backward("softmax_backward", table_.softmax_backward_rows[type],
+                 table_.softmax_backward_cols[type], type, false);
+        backward("log_softmax_backward", table_.log_softmax_backward_rows[type],
+                 table_.log_softmax_backward_cols[type], type, true);
       }
     }
     scale_ = make_scale(1);
@@ -439,10 +441,10 @@ class Runner {
     }
   }
 
-  void backward(const char* name, void (*rows)(const softlane::BackwardBatch&), Storage type,
-                bool of_log) {
-    if (rows == nullptr) return;
-    report(name, type, {Way::kRows, Way::kOneByOne, Way::kChunks}, [=](size_t n, Way way) {
+  void backward(const char* name, void (*rows)(const softlane::BackwardBatch&),
+                void (*columns)(const softlane::BackwardBatch&), Storage type, bool of_log) {
+    const std::vector<Way> ways = {Way::kRows, Way::kOneByOne, Way::kChunks, Way::kColumns};
+    report(name, type, ways, [=](size_t n, Way way) {
       Random random(2000 + n);
       Rows upstream, outputs;
       for (size_t r = 0; r < 12; ++r) {
@@ -460,13 +462,15 @@ class Runner {
       }
       upstream[8][n / 2] = kNaN;
       upstream[9][n / 2] = kInf;
-      Array g(type, upstream, false), y(type, outputs, false), out(type, g.rows, n, false);
+      const bool by_columns = way == Way::kColumns;
+      Array g(type, upstream, by_columns), y(type, outputs, by_columns);
+      Array out(type, g.rows, n, by_columns);
       softlane::BackwardBatch batch{};
       batch.n = n;
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
       batch.grad_stride = batch.y_stride = batch.out_stride = g.stride();
-      batch.count = way == Way::kRows ? g.rows : 1;
+      batch.count = way == Way::kRows || by_columns ? g.rows : 1;
       for (size_t r = 0; r < g.rows; r += batch.count) {
         Chunked chunks;
         for (Array* a : {&g, &y, &out}) chunks.operand(a->at(r, 0), kItemSize[type]);
@@ -474,7 +478,7 @@ class Runner {
         batch.y = y.at(r, 0);
         batch.out = out.at(r, 0);
         batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
-        rows(batch);
+        (by_columns ? columns : rows)(batch);
       }
       Fnv1a hash;
       out.hash_into(&hash);

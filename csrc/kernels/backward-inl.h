@@ -1,0 +1,474 @@
+// The gradients of softmax and log_softmax with respect to the logits, from their outputs.
+#pragma once
+
+// Calls f(grad, y, out, start, count) for the row, or for its chunks, which are written in place of
+// the gradient's.
+template <class T, class F>
+inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
+  if (b.chunked == nullptr) {
+    f(Step<const T>(b.grad, row, b.grad_stride), Step<const T>(b.y, row, b.y_stride),
+      Step<T>(b.out, row, b.out_stride), b.n);
+    return;
+  }
+  const ChunkIo& io = *b.chunked;
+  for (size_t start = 0; start < b.n; start += io.chunk) {
+    const size_t count = Min(io.chunk, b.n - start);
+    T* grad = static_cast<T*>(io.fetch(io.context, 0, start, count));
+    f(static_cast<const T*>(grad), static_cast<const T*>(io.fetch(io.context, 1, start, count)),
+      grad, count);
+    if (writes) io.put(io.context, 2, start, count);
+  }
+}
+// Calls f(g, y) for the vectors of a row; beyond its end g is 0 and y is `fill`.
+template <class T, class F>
+SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
+                                    typename Vec<T>::Scalar fill, F f) {
+  using V = Vec<T>;
+  ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) SOFTLANE_LAMBDA {
+    size_t i = 0;
+    for (; i + V::kLanes <= count; i += V::kLanes) f(V::Load(g + i), V::Load(y + i));
+    if (i == count) return;
+    const int m = static_cast<int>(count - i);
+    f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, fill));
+  });
+}
+// out = f(g, y) for all elements of a row.
+template <class T, class F>
+SOFTLANE_INLINE void MapPairs(const BackwardBatch& b, size_t row, F f) {
+  using V = Vec<T>;
+  ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) SOFTLANE_LAMBDA {
+    size_t i = 0;
+    for (; i + V::kLanes <= count; i += V::kLanes) {
+      Store(f(V::Load(g + i), V::Load(y + i)), out + i);
+    }
+    if (i == count) return;
+    const int m = static_cast<int>(count - i);
+    StoreN(f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, 1)), out + i, m);
+  });
+}
+
+// x/T for an x that was rounded to W.
+template <class W>
+inline W DivideByTemperature(W x, const Scale& scale) {
+  if (scale.unit) return x;
+  return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
+}
+
+// The unit in which the terms of a row are summed, so that the sum cannot overflow where the result does
+// not: 1 but for gradients near the largest double.
+template <class T>
+inline double SumUnit(const BackwardBatch& b, size_t row) {
+  if constexpr (sizeof(T) < sizeof(double)) {
+    return 1;  // summed in double
+  } else {
+    F64 max = F64::Set(0);
+    ForPairVectors<T>(b, row, 0, [&](F64 g, F64) { max = Max(Abs(g), max); });
+    return MaxLane(max) > 0x1p900 ? 0x1p-64 : 1;
+  }
+}
+
+// A running sum of floats, or of products of two, in double, whose own errors are far below theirs.
+template <class W>
+struct WideSum {
+  W sum = W::Set(0);
+  SOFTLANE_INLINE void Add(W x) { sum = softlane::SOFTLANE_ISA::Add(sum, x); }
+  SOFTLANE_INLINE void AddProduct(W a, W b) { sum = MulAdd(a, b, sum); }  // which is exact
+  W Lanes() const { return sum; }
+  Double2<F64> Total() const { return ToDouble2(SumLanes(sum)); }
+};
+template <class V>
+struct GradSumOf {
+  using Type = WideSum<Wide<V>>;
+};
+template <>
+struct GradSumOf<F64> {
+  using Type = ExactSum<F64>;
+};
+template <class V>
+using GradSum = typename GradSumOf<V>::Type;
+
+// A sum of doubles as one of two numbers of V's format, sample by sample.
+template <class V>
+struct Split {
+  V hi, lo;
+  explicit Split(Double2<Wide<V>> x) {
+    V* tag = nullptr;
+    hi = Narrow(x.hi, tag);
+    lo = Narrow(Add(Sub(x.hi, Widen(hi)), x.lo), tag);
+  }
+  Wide<V> Both() const { return Add(Widen(hi), Widen(lo)); }
+};
+
+// Below this the rounding of partial results could count.
+template <class V>
+constexpr typename V::Scalar Tiny() {
+  return static_cast<typename V::Scalar>(sizeof(typename V::Scalar) == 4 ? 0x1p-100 : 0x1p-900);
+}
+
+// Calls f(first sample, panel of g, panel of y, panel of out) for tiles of short rows; the panel of out
+// lies over that of g.
+template <class T, class F>
+inline void ForPairTiles(const BackwardBatch& b, F f) {
+  using Scalar = typename Vec<T>::Scalar;
+  constexpr size_t kLanes = Vec<T>::kLanes;
+  constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+  Scalar y[kShortPair * kLanes];
+  ForTiles<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
+              [&](size_t first, auto panel, auto out) {
+                const auto rows = static_cast<size_t>(panel.columns);
+                LoadTile<T>(b.y, b.y_stride, first, rows, b.n, y);
+                f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
+              });
+}
+template <class T, class F>
+inline void ForPairPanels(const BackwardBatch& b, F f) {
+  ForPanels<T>(
+      b.grad, b.grad_stride, b.out, b.out_stride, b.count, [&](size_t first, auto panel, auto out) {
+        f(panel, Panel<T>{static_cast<const T*>(b.y) + first, b.y_stride, panel.columns}, out);
+      });
+}
+
+// A column of a panel as the chunks of a row.
+template <class T>
+struct ColumnIo {
+  static constexpr size_t kChunk = 512;
+  Panel<T> g, y;
+  OutPanel<T> out;
+  int column;
+  T buffers[2][kChunk];
+
+  // Does `row` for this column of the batch.
+  void Run(BackwardBatch b, void (*row)(const BackwardBatch&, size_t)) {
+    const ChunkIo io{&ColumnIo::Fetch, &ColumnIo::Put, this, kChunk};
+    b.count = 1;
+    b.chunked = &io;
+    row(b, 0);
+  }
+  static void* Fetch(void* context, int operand, size_t start, size_t count) {
+    ColumnIo& self = *static_cast<ColumnIo*>(context);
+    const Panel<T>& from = operand == 0 ? self.g : self.y;
+    T* to = self.buffers[operand];
+    for (size_t i = 0; i < count; ++i) {
+      to[i] = Step<const T>(from.x, start + i, from.stride)[self.column];
+    }
+    return to;
+  }
+  static void Put(void* context, int, size_t start, size_t count) {
+    ColumnIo& self = *static_cast<ColumnIo*>(context);
+    for (size_t i = 0; i < count; ++i) {
+      Step<T>(self.out.out, start + i, self.out.stride)[self.column] = self.buffers[0][i];
+    }
+  }
+};
+
+// out = f(g, y) for the columns of a panel in which `fine`; the others are left to `row`.
+template <class P, class Out, class M, class F>
+inline void MapPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out, M fine, F f,
+                     void (*row)(const BackwardBatch&, size_t)) {
+  using V = typename P::V;
+  const V one = V::Set(1);
+  if (!AnyTrue(AndNot(fine, Eq(one, one)))) {
+    for (size_t i = 0; i < b.n; ++i) out.Store(i, f(g.Load(i), y.Load(i)));
+    return;
+  }
+  typename V::Scalar is_fine[V::kLanes];
+  Store(IfThenElseZero(fine, one), is_fine);
+  for (int c = 0; c < g.columns; ++c) {
+    if (is_fine[c] == 0) ColumnIo<typename P::T>{g, y, out, c, {}}.Run(b, row);
+  }
+  for (size_t i = 0; i < b.n; ++i) {
+    out.Store(i, IfThenElse(fine, f(g.Load(i), y.Load(i)), out.Load(i)));
+  }
+}
+// Which lanes of V are those of W in which `x` is not 0.
+template <class V, class W>
+inline typename V::Mask NotZero(W x) {
+  return AndNot(Eq(Narrow(x, static_cast<V*>(nullptr)), V::Set(0)), V::FirstN(V::kLanes));
+}
+
+// ---- softmax ------------------------------------------------------------------------------------
+
+// y·(g - Σ)·inverse for numbers whose products would leave the normal range; y == 0 gives 0.
+SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, Double2<F64> inverse) {
+  const F64 zero = F64::Set(0);
+  const F64 lifted = Mul(y, F64::Set(PowerOfTwo(kLift)));
+  const Double2<F64> down = TwoProd(lifted, dot.hi);
+  const Double2<F64> up = TwoProd(lifted, g);
+  const Double2<F64> all =
+      Add(up, Double2<F64>{Sub(zero, down.hi), Sub(zero, MulAdd(lifted, dot.lo, down.lo))});
+  return IfThenElse(Eq(y, zero), zero, ScaleDown(Mul(all, inverse)));
+}
+
+// y·(g - Σ g·y), without a temperature. g - Σ and the product are rounded once each, and what Σ lacks is
+// far below them: 1.5 ulp of |y|(|g| + Σ|g·y|).
+template <class V>
+struct SoftmaxGrad {
+  using W = Wide<V>;
+  static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
+  Split<V> dot;
+  explicit SoftmaxGrad(Double2<W> sum) : dot(sum) {}
+  SOFTLANE_INLINE V operator()(V g, V y) const {
+    const V zero = V::Set(0);
+    const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
+    const auto tiny = AndNot(Eq(y, zero), Lt(Abs(r), V::Set(Tiny<V>())));
+    return AnyTrue(tiny) ? IfThenElse(tiny, Small(g, y), r) : r;
+  }
+  SOFTLANE_RARE V Small(V g, V y) const {
+    if constexpr (kFloat) {
+      const W r = Mul(Widen(y), Sub(Widen(g), dot.Both()));
+      return Narrow(r, static_cast<V*>(nullptr));
+    } else {
+      return SmallSoftmaxGrad(y, g, {dot.hi, dot.lo}, ToDouble2(V::Set(1)));
+    }
+  }
+  // Samples in which g - Σ cannot overflow and what is left of Σ is a normal number: 1, others 0.
+  static W Fits(Double2<W> sum, const Scale& scale) {
+    const W size = Abs(sum.hi);
+    const auto ordinary = And(Lt(W::Set(kFloat ? 0x1p-90 : 0x1p-400), size),
+                              Lt(size, W::Set(kFloat ? 0x1p100 : 0x1p500)));
+    return IfThenElseZero(Or(ordinary, Eq(size, W::Set(0))), W::Set(scale.unit ? 1 : 0));
+  }
+};
+
+// Σ unit·g·y; an element with y == 0 has no part, whatever its g.
+template <class T>
+inline Double2<F64> MaskedDot(const BackwardBatch& b, size_t row, double unit) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const W zero = W::Set(0);
+  GradSum<V> sum;
+  ForPairVectors<T>(b, row, 0, [&](V g, V y) {
+    const W yv = Widen(y);
+    sum.AddProduct(IfThenElse(Eq(yv, zero), zero, Mul(Widen(g), W::Set(unit))), yv);
+  });
+  return sum.Total();
+}
+
+// y·(g - Σ g·y)/T for any numbers, in double as (y·g - y·Σ)/T, as g - Σ may overflow where the product
+// does not. y == 0 gives 0.
+template <class T>
+SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  const W zero = W::Set(0);
+  const double unit = SumUnit<T>(b, row);
+  const Double2<F64> total = MaskedDot<T>(b, row, unit);
+  const Double2<W> dot = {W::Set(FirstLane(total.hi)), W::Set(FirstLane(total.lo))};
+  // With a sum of this size the products of a y from 2^-400 on are normal numbers.
+  const bool sound = FirstLane(Abs(total.hi)) > 0x1p-400;
+  const W least = W::Set(sound ? 0x1p-400 : kInf), back = W::Set(1 / unit);
+  MapPairs<T>(b, row, [&](V g, V y) {
+    const W yv = Widen(y), gv = Widen(g);
+    if constexpr (sizeof(T) < 8) {
+      const W r = DivideByTemperature(Mul(yv, Sub(gv, dot.hi)), b.scale);
+      return IfThenElse(Eq(y, V::Set(0)), V::Set(0), Narrow(r, static_cast<V*>(nullptr)));
+    } else {
+      const Double2<W> product = TwoProd(yv, dot.hi);
+      const W part = Mul(product.hi, back);
+      const W rest = Mul(MulAdd(yv, dot.lo, product.lo), back);
+      const W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
+      if (!AnyTrue(Lt(yv, least))) return r;
+      const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
+      const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
+      return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, inverse), r);
+    }
+  });
+}
+
+template <class P, class Out>
+inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
+  using V = typename P::V;
+  const auto sum =
+      PanelFold<GradSum<V>, V::kLanes>(b.n, [&](size_t i, GradSum<V>& lane) SOFTLANE_LAMBDA {
+        lane.AddProduct(Widen(g.Load(i)), Widen(y.Load(i)));
+      });
+  const auto total = Settled(sum);
+  MapPanel(b, g, y, out, NotZero<V>(SoftmaxGrad<V>::Fits(total, b.scale)), SoftmaxGrad<V>(total),
+           SoftmaxBackwardRow<typename P::T>);
+}
+
+template <class T>
+void SoftmaxBackwardCols(const BackwardBatch& b) {
+  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
+}
+
+template <class T>
+void SoftmaxBackwardRows(const BackwardBatch& b) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  if (b.n <= kShortPair && b.count > 1 && b.chunked == nullptr) {
+    ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
+    return;
+  }
+  for (size_t row = 0; row < b.count; ++row) {
+    GradSum<V> sum;
+    ForPairVectors<T>(b, row, 0,
+                      [&](V g, V y) SOFTLANE_LAMBDA { sum.AddProduct(Widen(g), Widen(y)); });
+    const Double2<F64> dot = sum.Total();
+    const Double2<W> total = {W::Set(FirstLane(dot.hi)), W::Set(FirstLane(dot.lo))};
+    if (AnyTrue(Eq(SoftmaxGrad<V>::Fits(total, b.scale), W::Set(0)))) {
+      SoftmaxBackwardRow<T>(b, row);
+    } else {
+      MapPairs<T>(b, row, SoftmaxGrad<V>(total));
+    }
+  }
+}
+
+// ---- log_softmax --------------------------------------------------------------------------------
+
+// What a sample's gradient needs: Σ g, the largest |g| and the largest y.
+template <class V>
+struct GradTotals {
+  V largest = V::Set(0), top = V::Set(static_cast<typename V::Scalar>(-kInf));
+  SOFTLANE_INLINE void Add(V g, V y, GradSum<V>& sum) {
+    sum.Add(Widen(g));
+    top = Max(y, top);
+    if constexpr (sizeof(typename V::Scalar) == 4) largest = Max(Abs(g), largest);
+  }
+};
+
+// g - exp(y)·Σ g, without a temperature: two roundings and the error of exp, 1.3 ulp of |g| + exp(y)|Σ|.
+template <class V>
+struct LogSoftmaxGrad {
+  using W = Wide<V>;
+  using Format = ExpFormat<typename V::Scalar>;
+  static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
+  ExpReference<V> ref;
+  Split<V> sum;
+  explicit LogSoftmaxGrad(Double2<W> total)
+      : ref(MakeReference(V::Set(0), UnitFactor<V>())), sum(Mul(total, Unit())) {}
+  SOFTLANE_INLINE V operator()(V g, V y) const {
+    const ExpParts<V> e = Exp<true>(Max(ref.floor, y), ref);
+    const V leading = NegMulAdd(e.scale, sum.hi, g);
+    const V rest = MulAdd(Mul(e.z, e.scale), sum.hi, Mul(e.scale, sum.lo));
+    V r = Sub(leading, rest);
+    const auto gone = Lt(y, ref.floor);
+    const auto tiny = AndNot(gone, Lt(Abs(r), V::Set(Tiny<V>())));
+    if (AnyTrue(tiny)) r = IfThenElse(tiny, Small(g, e), r);
+    return IfThenElse(gone, g, r);
+  }
+  SOFTLANE_RARE V Small(V g, ExpParts<V> parts) const {
+    const Double2<W> e = Widen(parts);
+    if constexpr (kFloat) {
+      return Narrow(Sub(Widen(g), Mul(e.hi, sum.Both())), static_cast<V*>(nullptr));
+    } else {
+      const V lift = V::Set(PowerOfTwo(kLift)), down = V::Set(-PowerOfTwo(kLift));
+      const Double2<V> product = Mul(e, Double2<V>{Mul(sum.hi, down), Mul(sum.lo, down)});
+      return ScaleDown(Add(ToDouble2(Mul(g, lift)), product));
+    }
+  }
+  static Double2<W> Unit() {
+    return ToDouble2(W::Set(PowerOfTwo(-static_cast<int>(Format::kSpare))));
+  }
+  // Samples of log-probabilities whose Σ is exact enough: 1, others 0. Below the floor exp(y)·Σ is less
+  // than half of the least number, and what is left of Σ is a normal one.
+  static W Fits(Double2<W> sum, const GradTotals<V>& totals, size_t n, const Scale& scale) {
+    const W zero = W::Set(0), size = Abs(sum.hi);
+    auto fits = Or(And(Lt(W::Set(kFloat ? 0x1p-30 : 0x1p-400), size),
+                       Lt(size, W::Set(kFloat ? 0x1p38 : 0x1p400))),
+                   Eq(size, zero));
+    if constexpr (kFloat) {
+      // n/16 additions a lane and four of lanes, each wrong by 2^-53 of at most n times the largest.
+      const double count = static_cast<double>(n);
+      const W bound = Mul(Widen(totals.largest), W::Set(0x1p-27 * count * (count / 16 + 4)));
+      fits = AndNot(Lt(size, bound), fits);
+    }
+    fits = AndNot(Lt(zero, Widen(totals.top)), fits);
+    return IfThenElseZero(fits, W::Set(scale.unit ? 1 : 0));
+  }
+};
+
+// (g - exp(y)·Σ g)/T for any numbers; y == -inf gives g. exp(y)·Σ is formed with the exponents kept apart.
+template <class T>
+SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  using Format = ExpFormat<double>;
+  const W zero = W::Set(0);
+  const double unit = SumUnit<T>(b, row);
+  ExactSum<W> sum;
+  W top = zero;
+  ForPairVectors<T>(b, row, 0, [&](V g, V y) {
+    sum.Add(ToDouble2(Mul(Widen(g), W::Set(unit))));
+    top = Max(Widen(y), top);
+  });
+  // log-probabilities are <= 0; beyond this bound exp overflows whatever it is multiplied by.
+  const double limit = 2500;
+  const double max = MaxLane(top) < limit ? MaxLane(top) : limit;
+  const ExpReference<W> ref = MakeReference(W::Set(max), UnitFactor<W>());
+  const double n = Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic);
+  const Double2<F64> pair = sum.Total();
+  const double total = FirstLane(pair.hi);
+  const bool ordinary = total - total == 0 && total != 0;
+  const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
+  const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
+  // What the low part is worth beside the mantissa.
+  const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
+  // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
+  double shift = FirstLane(parts.exponent) + n - Format::kSpare + (unit == 1 ? 0 : 64);
+  shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
+  const PowerScale<W> rescale(static_cast<int>(shift));
+  const PowerScale<W> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
+  const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
+  MapPairs<T>(b, row, [&](V g, V y) {
+    const W gv = Widen(g), yv = Widen(y);
+    V* tag = nullptr;
+    const Double2<W> e = ExactValue(Exp(IfThenElse(Lt(W::Set(max), yv), W::Set(max), yv), ref));
+    const Double2<W> product = Safe(Mul(e, Double2<W>{mantissa, rest}));
+    const auto gone = Eq(yv, W::Set(-kInf));
+    const W high = IfThenElse(gone, zero, rescale(product.hi));
+    const W low = IfThenElse(gone, zero, rescale(product.lo));
+    const W r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
+    const auto tiny = Lt(Add(Abs(gv), Abs(high)), W::Set(0x1p-900));
+    if (!AnyTrue(tiny)) return Narrow(r, tag);
+    const Double2<W> lifted = {IfThenElse(gone, zero, lift(product.hi)),
+                               IfThenElse(gone, zero, lift(product.lo))};
+    const Double2<W> all = Add(ToDouble2(Mul(gv, W::Set(PowerOfTwo(kLift)))),
+                               Double2<W>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
+    return Narrow(IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r), tag);
+  });
+}
+
+template <class P, class Out>
+inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
+                                    const Out& out) {
+  using V = typename P::V;
+  GradTotals<V> totals;
+  const auto sum = PanelFold<GradSum<V>, V::kLanes>(
+      b.n,
+      [&](size_t i, GradSum<V>& lane) SOFTLANE_LAMBDA { totals.Add(g.Load(i), y.Load(i), lane); });
+  const auto total = Settled(sum);
+  const auto fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
+  MapPanel(b, g, y, out, NotZero<V>(fits), LogSoftmaxGrad<V>(total),
+           LogSoftmaxBackwardRow<typename P::T>);
+}
+
+template <class T>
+void LogSoftmaxBackwardCols(const BackwardBatch& b) {
+  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
+}
+
+template <class T>
+void LogSoftmaxBackwardRows(const BackwardBatch& b) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  if (b.n <= kShortPair && b.count > 1 && b.chunked == nullptr) {
+    ForPairTiles<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
+    return;
+  }
+  for (size_t row = 0; row < b.count; ++row) {
+    GradTotals<V> totals;
+    GradSum<V> sum;
+    constexpr auto kLeast = static_cast<typename V::Scalar>(-kInf);
+    ForPairVectors<T>(b, row, kLeast, [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); });
+    totals = {V::Set(MaxLane(totals.largest)), V::Set(MaxLane(totals.top))};
+    const Double2<F64> all = sum.Total();
+    const Double2<W> total = {W::Set(FirstLane(all.hi)), W::Set(FirstLane(all.lo))};
+    const W fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
+    if (AnyTrue(Eq(fits, W::Set(0)))) {
+      LogSoftmaxBackwardRow<T>(b, row);
+    } else {
+      MapPairs<T>(b, row, LogSoftmaxGrad<V>(total));
+    }
+  }
+}
