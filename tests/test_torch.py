@@ -614,10 +614,14 @@ def test_the_kernels_work_on_the_tensors_memory(
         assert calls["cross_entropy"].pop() == pointers
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_the_gradient_is_handed_over(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1.0), (torch.float32, 3.0), (torch.bfloat16, 1.0)]
+)
+def test_the_gradient_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, factor: float
+) -> None:
     calls = spy(monkeypatch, "cross_entropy")
-    x = torch.randn(4, 6, requires_grad=True)
+    x = torch.randn(4, 6, dtype=dtype, requires_grad=True)
     (factor * adapter.cross_entropy(x, torch.tensor([0, 1, 2, 3]))).backward()
     ((*_, gradient),) = calls  # one call: loss and gradient
     assert x.grad.data_ptr() == gradient

@@ -259,7 +259,7 @@ def cross_entropy(
     if _is_differentiated(input):
         result: Tensor = _CrossEntropy.apply(input, target, weight, options, dtype)
         return result
-    return _cross_entropy(input, target, weight, options, dtype, with_gradient=False)[0]
+    return _cross_entropy(input, target, weight, options, dtype, None)[0]
 
 
 class CrossEntropyLoss(_TorchLoss):  # type: ignore[misc]
@@ -429,16 +429,15 @@ def _cross_entropy(
     weight: Tensor | None,
     options: tuple[int, int, int, float],
     dtype: torch.dtype,
-    *,
-    with_gradient: bool,
+    gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss in `dtype`, and the gradient with respect to input, of half types in float32."""
+    """The loss in `dtype`, and the gradient with respect to input in its own, if one is named."""
     axis, ignore_index, reduction, label_smoothing = options
     loss = gradient = None
     if reduction == 0:
         loss = torch.empty(target.shape, dtype=dtype, device="cpu")
-    if with_gradient:
-        gradient = torch.empty_like(input, dtype=_WIDE[input.dtype], requires_grad=False)
+    if gradient_dtype is not None:
+        gradient = torch.empty_like(input, dtype=gradient_dtype, requires_grad=False)
     reduced = _core.cross_entropy(
         _view(input),
         _view(target),
@@ -512,7 +511,7 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
     """The gradient of the loss is computed in forward and handed over by the first backward.
 
     It is scaled in place there. Should another backward come (``retain_graph=True``), it is
-    computed again.
+    computed again; likewise where a gradient that is rounded to a half type has to be scaled.
     """
 
     @staticmethod
@@ -524,9 +523,9 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
         options: tuple[int, int, int, float],
         dtype: torch.dtype,
     ) -> Tensor:
-        loss, ctx.gradient = _cross_entropy(
-            input, target, weight, options, dtype, with_gradient=True
-        )
+        is_reduced = options[2] != 0
+        gradient_dtype = input.dtype if is_reduced else _WIDE[input.dtype]
+        loss, ctx.gradient = _cross_entropy(input, target, weight, options, dtype, gradient_dtype)
         ctx.save_for_backward(input, target, weight)
         ctx.options, ctx.dtype, ctx.input_dtype = options, dtype, input.dtype
         return loss
@@ -535,18 +534,18 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient: Any
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            input, target, weight = ctx.saved_tensors
-            gradient = _cross_entropy(
-                input, target, weight, ctx.options, ctx.dtype, with_gradient=True
-            )[1]
         axis, ignore_index, reduction, _ = ctx.options
         factor = grad_output.detach()
+        wide = _WIDE[ctx.input_dtype]
+        is_scaled = reduction == 0 or factor.item() != 1.0
+        if gradient is None or (is_scaled and gradient.dtype is not wide):
+            input, target, weight = ctx.saved_tensors
+            gradient = _cross_entropy(input, target, weight, ctx.options, ctx.dtype, wide)[1]
         if reduction == 0:
             gradient.mul_(factor.unsqueeze(axis))
             if not torch.isfinite(factor).all():  # 0 * inf: what is ignored stays 0
                 gradient.masked_fill_((ctx.saved_tensors[1] == ignore_index).unsqueeze(axis), 0.0)
-        elif factor.item() != 1.0:
+        elif is_scaled:
             gradient.mul_(factor)
         gradient = gradient.to(ctx.input_dtype)
         if torch.is_grad_enabled():
