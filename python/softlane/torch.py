@@ -197,7 +197,8 @@ def cross_entropy(
         Logits of the kind that `softmax` takes, of shape (C,), (N, C) or (N, C, d1, ...).
     target : torch.Tensor
         The class of each sample, 0 to C - 1, of any integer dtype and of shape (), (N,) or
-        (N, d1, ...). Probabilities are not implemented yet.
+        (N, d1, ...); or the probabilities of the classes, of a floating dtype and in the shape of
+        `input`. They get no gradient.
     weight : torch.Tensor, optional
         A factor for each class, of shape (C,) and a floating dtype. It gets no gradient.
     ignore_index : int, default: -100
@@ -219,11 +220,9 @@ def cross_entropy(
         For a target that is not a class; the text names it and its position.
     TypeError
         For anything but tensors, a layout or dtype that is not listed above, and for a `weight`
-        that requires a gradient.
+        or `target` that requires a gradient.
     ValueError
         For an argument of another shape, out of its range, or on another device.
-    NotImplementedError
-        For a floating `target` in the shape of `input`.
 
     See Also
     --------
@@ -336,10 +335,15 @@ def _check_target(input: Any, target: Any) -> int:
         raise ValueError("input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
     axis = 1 if len(shape) > 1 else 0
     samples = _arrays.without_axes(shape, (axis,))
+    if target.dtype in _WIDE and target.shape == input.shape:
+        if target.requires_grad and torch.is_grad_enabled():
+            raise TypeError("target is a tensor that requires grad: pass target.detach()")
+        return axis
     if target.dtype not in _INTEGERS:
-        if target.dtype in _WIDE and target.shape == input.shape:
-            raise NotImplementedError("targets that are probabilities are not implemented yet")
-        raise TypeError(f"target has dtype {target.dtype}, expected an integer type")
+        raise TypeError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, expected an integer "
+            f"type, or a floating one and the shape of input, {shape}"
+        )
     if tuple(target.shape) != samples:
         raise ValueError(
             f"target has shape {tuple(target.shape)}, expected {samples}: "
@@ -435,7 +439,8 @@ def _cross_entropy(
     axis, ignore_index, reduction, label_smoothing = options
     loss = gradient = None
     if reduction == 0:
-        loss = torch.empty(target.shape, dtype=dtype, device="cpu")
+        samples = _arrays.without_axes(tuple(input.shape), (axis,))
+        loss = torch.empty(samples, dtype=dtype, device="cpu")
     if gradient_dtype is not None:
         gradient = torch.empty_like(input, dtype=gradient_dtype, requires_grad=False)
     reduced = _core.cross_entropy(
@@ -451,7 +456,7 @@ def _cross_entropy(
         reduction,
         None if loss is None else _view(loss),
         None if gradient is None else _view(gradient),
-        _bits(input, gradient, weight, None, loss) | _LOSS_BITS[dtype],
+        _bits(input, gradient, weight, None, loss, target) | _LOSS_BITS[dtype],
         0.0,
         0.0,
         None,
@@ -543,8 +548,11 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
             gradient = _cross_entropy(input, target, weight, ctx.options, ctx.dtype, wide)[1]
         if reduction == 0:
             gradient.mul_(factor.unsqueeze(axis))
-            if not torch.isfinite(factor).all():  # 0 * inf: what is ignored stays 0
-                gradient.masked_fill_((ctx.saved_tensors[1] == ignore_index).unsqueeze(axis), 0.0)
+            classes = ctx.saved_tensors[1]
+            if (
+                classes.dtype in _INTEGERS and not torch.isfinite(factor).all()
+            ):  # 0 * inf: what is ignored stays 0
+                gradient.masked_fill_((classes == ignore_index).unsqueeze(axis), 0.0)
         elif is_scaled:
             gradient.mul_(factor)
         gradient = gradient.to(ctx.input_dtype)
