@@ -18,6 +18,14 @@
 #define SOFTLANE_CALL __attribute__((noinline))
 #endif
 
+// Loops over the vectors of a square, which have to stay in registers; the lanes of the generic set are
+// loops themselves.
+#if defined(__GNUC__) && !defined(__clang__) && SOFTLANE_BACKEND != SOFTLANE_IS_generic
+#define SOFTLANE_UNROLL _Pragma("GCC unroll 16")
+#else
+#define SOFTLANE_UNROLL
+#endif
+
 struct Float16 {
   uint16_t bits;
 };

@@ -886,6 +886,7 @@ constexpr size_t kShortPair = 24;
 // Turns a square of vectors around its diagonal.
 template <class V, int kDistance = V::kLanes / 2>
 SOFTLANE_INLINE void TransposeSquare(V (&v)[V::kLanes]) {
+  SOFTLANE_UNROLL
   for (int i = 0; i < V::kLanes; ++i) {
     if ((i & kDistance) == 0) Exchange<kDistance>(v[i], v[i + kDistance]);
   }
@@ -899,14 +900,18 @@ SOFTLANE_CALL void LoadTile(const void* x, ptrdiff_t stride, size_t first, size_
   using V = Vec<T>;
   constexpr size_t kLanes = V::kLanes;
   for (size_t c = 0; c < n; c += kLanes) {
-    const int width = static_cast<int>(Min(kLanes, n - c));
+    const size_t width = Min(kLanes, n - c);
     V v[kLanes];
+    SOFTLANE_UNROLL
     for (size_t r = 0; r < kLanes; ++r) {
       const T* p = Step<const T>(x, first + Min(r, rows - 1), stride) + c;
-      v[r] = width == V::kLanes ? V::Load(p) : V::LoadN(p, width, 0);
+      v[r] = width == kLanes ? V::Load(p) : V::LoadN(p, static_cast<int>(width), 0);
     }
     TransposeSquare<V>(v);
-    for (int i = 0; i < width; ++i) Store(v[i], tile + (c + static_cast<size_t>(i)) * kLanes);
+    SOFTLANE_UNROLL
+    for (size_t i = 0; i < kLanes; ++i) {
+      if (i < width) Store(v[i], tile + (c + i) * kLanes);
+    }
   }
 }
 template <class T>
@@ -915,16 +920,19 @@ SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t r
   using V = Vec<T>;
   constexpr size_t kLanes = V::kLanes;
   for (size_t c = 0; c < n; c += kLanes) {
-    const int width = static_cast<int>(Min(kLanes, n - c));
+    const size_t width = Min(kLanes, n - c);
     V v[kLanes];
+    SOFTLANE_UNROLL
     for (size_t i = 0; i < kLanes; ++i) v[i] = V::Load(tile + (c + i) * kLanes);
     TransposeSquare<V>(v);
-    for (size_t r = 0; r < rows; ++r) {
+    SOFTLANE_UNROLL
+    for (size_t r = 0; r < kLanes; ++r) {
+      if (r >= rows) continue;
       T* p = Step<T>(out, first + r, stride) + c;
-      if (width == V::kLanes) {
+      if (width == kLanes) {
         Store(v[r], p);
       } else {
-        StoreN(v[r], p, width);
+        StoreN(v[r], p, static_cast<int>(width));
       }
     }
   }
