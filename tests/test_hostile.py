@@ -240,7 +240,7 @@ def test_no_dimensions(isa: str) -> None:
 def test_a_released_memoryview() -> None:
     """Before the call it is an error; during the call nothing can take the memory away."""
     good, room = np.zeros(4), bytearray(32)
-    view = memoryview(room).cast("d")
+    view: Any = memoryview(room).cast("d")
     view.release()
     for call in (
         lambda: softlane.softmax(view),
