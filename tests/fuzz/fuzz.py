@@ -256,6 +256,8 @@ def log_sum_exp(draw: Input) -> None:
         exponents(x), axis, b=factors, where=mask, dtype=oracle.LD, **options
     )
     exact, _ = oracle.logsumexp(exponents(x), axis, b=factors, where=mask)
+    if b is not None:  # a sum of exactly 1 has a logarithm of 0, to what is left of the terms
+        exact = oracle.Exact(exact.value, np.maximum(exact.scale, 1e-12))
     if options["keepdims"]:
         exact = oracle.Exact(*(np.reshape(part, np.shape(got)) for part in exact))
     dtype = reference._common_dtype(*(native(a) for a in (x, b) if a is not None))
