@@ -156,14 +156,16 @@ def test_changing_the_count_while_calls_run() -> None:
             softlane.set_num_threads(count)
             count = count % 5 + 1
 
-    changer = threading.Thread(target=change)
-    changer.start()
+    changers = [threading.Thread(target=change) for _ in range(4)]
+    for changer in changers:
+        changer.start()
     try:
         for _ in range(60):
             assert_same_bits(softlane.softmax(x), expected)
     finally:
         stop.set()
-        changer.join(10)
+        for changer in changers:
+            changer.join(10)
 
 
 def test_an_error_in_one_thread_leaves_the_others_alone() -> None:
