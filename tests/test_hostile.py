@@ -152,6 +152,7 @@ def test_exporters_without_strides() -> None:
     assert output_of(WITHOUT_STRIDES) == "alive\n"
 
 
+@pytest.mark.filterwarnings("ignore:The .u. type code")
 def test_an_array_of_characters_is_refused() -> None:
     with pytest.raises(REFUSED):
         softlane.softmax(array.array("u", "abc"))
