@@ -317,7 +317,6 @@ struct Plain {
   Array array;
   int axis;
   size_t elements;
-  bool last;  // the axis
 
   static std::optional<Plain> of(PyObject* object, PyObject* axis) {
     const auto array = Array::of(object);
@@ -333,8 +332,9 @@ struct Plain {
     const int place = static_cast<int>(given < 0 ? given + ndim : given);
     size_t elements = 1;
     for (int d = 0; d < ndim; ++d) elements *= static_cast<size_t>(array->proxy->dimensions[d]);
-    return Plain{*array, place, elements, place == ndim - 1};
+    return Plain{*array, place, elements};
   }
+  bool last() const { return axis == array.proxy->nd - 1; }
   size_t length() const { return static_cast<size_t>(array.proxy->dimensions[axis]); }
 };
 
@@ -352,7 +352,7 @@ PyObject* plain_softmax_call(PyObject* const* a) {
   const auto out = py::reinterpret_steal<py::object>(result);
   if (plain->elements == 0) return out.inc_ref().ptr();
   char* to = py::detail::array_proxy(result)->data;
-  if (plain->last && plain->elements <= kKeepGil) {
+  if (plain->last() && plain->elements <= kKeepGil) {
     const DefaultFpEnvironment environment;
     softmax_rows(x.proxy->data, to, x.dtype, plain->elements / plain->length(), plain->length(),
                  log);
@@ -528,9 +528,9 @@ PyObject* log_of_sums_call(PyObject* const* a) {
 std::vector<int64_t> as_pointers(const View& v, ptrdiff_t length) {
   require(v.ndim == 1 && v.shape[0] > 0 && !is_floating(v.dtype), "pointers must be integers");
   std::vector<int64_t> pointers(static_cast<size_t>(v.shape[0]));
+  load_ints(v.data, v.strides[0], v.dtype, v.swapped, pointers.data(), pointers.size());
   for (size_t i = 0; i < pointers.size(); ++i) {
-    const int64_t p =
-        load_int(v.data + static_cast<ptrdiff_t>(i) * v.strides[0], v.dtype, v.swapped);
+    const int64_t p = pointers[i];
     const int64_t before = i == 0 ? 0 : pointers[i - 1];
     if (i == 0 ? p != 0 : p < before) {
       throw std::invalid_argument(
@@ -538,7 +538,6 @@ std::vector<int64_t> as_pointers(const View& v, ptrdiff_t length) {
           (i == 0 ? std::string(", expected 0")
                   : ", expected at least " + std::to_string(before) + ", the one before it"));
     }
-    pointers[i] = p;
   }
   if (pointers.back() != length) {
     const char* last = v.data + (v.shape[0] - 1) * v.strides[0];

@@ -25,6 +25,8 @@ class DefaultFpEnvironment {
     __asm__ volatile("msr fpcr, %0" : : "r"(control_));
     __asm__ volatile("msr fpsr, %0" : : "r"(status_));
   }
+#else
+  DefaultFpEnvironment() = default;
 #endif
   DefaultFpEnvironment(const DefaultFpEnvironment&) = delete;
   DefaultFpEnvironment& operator=(const DefaultFpEnvironment&) = delete;

@@ -23,7 +23,7 @@ constexpr size_t kPackBytes = kChunk * sizeof(double);
 static_assert(kScratchBytes + 2 * kPackBytes <= (size_t{1} << 20), "scratch");
 
 // Elements that are worth a thread's waking (measured: bench/NOTES.md).
-constexpr size_t kGrain = 32768;
+constexpr size_t kGrain = 131072;
 
 class Scratch {
  public:
@@ -359,14 +359,15 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
       if (b != nullptr) row.slots[1] = {b, 3, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
-      const auto store = [&](const View& to, size_t operand, size_t i, double value) {
-        store_double(value,
-                     to.data + at[operand] + static_cast<ptrdiff_t>(i) * run_stride(plan, operand),
-                     to.dtype, to.swapped);
+      const auto store = [&](const View& to, size_t operand, size_t done, size_t n,
+                             const double* values) {
+        const ptrdiff_t step = run_stride(plan, operand);
+        char* p = to.data + at[operand] + static_cast<ptrdiff_t>(done) * step;
+        unpack(values, DType::kFloat64, p, step, to.dtype, to.swapped, n);
       };
       for (size_t done = 0; done < count;) {
         const size_t block = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
-        double signs = 1;
+        double weighted_sign = 1;
         if (mode == Mode::kPacked) {
           row.seek(at, static_cast<ptrdiff_t>(done));
           if (row.whole()) row.load(0);
@@ -377,9 +378,9 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
                                    plan.classes,
                                    row.chunked(),
                                    results,
-                                   &signs};
+                                   &weighted_sign};
             table.logsumexp_weighted(weighted);
-            if (signs < 0 && sign == nullptr) results[0] = kNaN;
+            if (weighted_sign < 0 && sign == nullptr) results[0] = kNaN;
           } else {
             batch.x = scratch.pack(0);
             batch.count = 1;
@@ -394,12 +395,14 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
           batch.count = block;
           (by_columns ? table.logsumexp_cols : table.logsumexp_rows)[storage](batch);
         }
-        for (size_t i = 0; i < block; ++i) {
-          store(out, 1, done + i, results[i]);
-          if (sign == nullptr) continue;
-          const double r = results[i];
-          const double s = b != nullptr ? signs : r != r ? r : r == -kInf ? 0 : 1;
-          store(*sign, 2, done + i, s);
+        store(out, 1, done, block, results);
+        if (sign != nullptr) {
+          double signs[kBlock];
+          for (size_t i = 0; i < block; ++i) {
+            const double r = results[i];
+            signs[i] = b != nullptr ? weighted_sign : r != r ? r : r == -kInf ? 0 : 1;
+          }
+          store(*sign, 2, done, block, signs);
         }
         done += block;
       }
@@ -470,7 +473,7 @@ class CrossEntropy {
                                   item_size(a_.logits.dtype));
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
-    size_t block = std::min<size_t>(256, std::max<size_t>(1, 4096 / std::max<size_t>(1, classes_)));
+    size_t block = std::min(kBlock, std::max<size_t>(1, 32768 / std::max<size_t>(1, classes_)));
     block = std::max(block, plan_.samples / 8192 + 1);
     block = (block + unit - 1) / unit * unit;
     const size_t blocks = (plan_.samples + block - 1) / block;
@@ -494,13 +497,19 @@ class CrossEntropy {
   }
 
  private:
-  const char* at(const View& v, size_t operand, const Offsets& offsets, size_t i) const {
+  static constexpr size_t kBlock = 256;  // samples whose numbers are at hand at a time
+
+  char* at(const View& v, size_t operand, const Offsets& offsets, size_t i) const {
     return v.data + offsets[operand] + static_cast<ptrdiff_t>(i) * run_stride(plan_, operand);
   }
   double sample_weight(const Offsets& offsets, size_t i) const {
     if (a_.sample_weight == nullptr) return 1;
     const View& v = *a_.sample_weight;
     return load_double(at(v, 3, offsets, i), v.dtype, v.swapped);
+  }
+  void load_targets(const Offsets& offsets, size_t i, size_t n, int64_t* targets) const {
+    const View& y = a_.targets;
+    load_ints(at(y, 2, offsets, i), run_stride(plan_, 2), y.dtype, y.swapped, targets, n);
   }
   double class_weight(size_t c) const {
     if (a_.weight == nullptr) return 1;
@@ -539,47 +548,64 @@ class CrossEntropy {
       weight_sum_ = weight_sum.value();
     }
     const bool weighs = a_.weight != nullptr || a_.sample_weight != nullptr;
+    int64_t targets[kBlock];
     size_t counted = 0;
     for_runs(plan_, 0, plan_.samples, [&](const Offsets& offsets, size_t first, size_t count) {
-      for (size_t i = 0; i < count; ++i) {
-        const int64_t target = load_int(at(y, 2, offsets, i), y.dtype, y.swapped);
-        const bool beyond = y.dtype == DType::kUInt64 && target == INT64_MAX;
-        if (target == a_.ignore_index && !beyond) continue;
-        if (target < 0 || static_cast<uint64_t>(target) >= classes_) {
-          const std::string given =
-              beyond ? std::to_string(load_unsigned(at(y, 2, offsets, i), y.swapped))
-                     : std::to_string(target);
-          throw std::out_of_range("targets" + position(y, first + i) + " is " + given +
-                                  ", expected 0 <= target < " + std::to_string(classes_) +
-                                  " (the length of axis " + std::to_string(a_.axis) +
-                                  " of logits) or ignore_index " + std::to_string(a_.ignore_index));
+      for (size_t done = 0, n = 0; done < count; done += n) {
+        n = std::min(kBlock, count - done);
+        load_targets(offsets, done, n, targets);
+        // Most blocks are ordinary, and counted without a look at single targets.
+        size_t valid = 0;
+        for (size_t i = 0; i < n; ++i) {
+          valid += targets[i] != a_.ignore_index && static_cast<uint64_t>(targets[i]) < classes_;
         }
-        const auto c = static_cast<size_t>(target);
-        if (a_.where != nullptr) {
-          const View& mask = *a_.where;
-          const char* p = at(mask, 5, offsets, i) +
-                          static_cast<ptrdiff_t>(c) * mask.strides[static_cast<size_t>(a_.axis)];
-          if (*p == 0) {
-            throw std::invalid_argument("targets" + position(y, first + i) + " is " +
-                                        std::to_string(target) +
-                                        ", a class that where leaves out there");
-          }
+        if (!weighs && a_.where == nullptr && valid == n) {
+          counted += n;
+          continue;
         }
-        if (weighs) {
-          divisor_.add(class_weight(c) * sample_weight(offsets, i));
-        } else {
+        for (size_t i = 0; i < n; ++i) {
+          if (!check_target(targets[i], offsets, done + i, first + done + i)) continue;
           ++counted;
+          if (!weighs) continue;
+          const auto c = static_cast<size_t>(targets[i]);
+          divisor_.add(class_weight(c) * sample_weight(offsets, done + i));
         }
       }
     });
     if (!weighs) divisor_.add(static_cast<double>(counted));
   }
 
+  // Whether the target of a sample, position i in its run, counts.
+  bool check_target(int64_t target, const Offsets& offsets, size_t i, size_t sample) const {
+    const View& y = a_.targets;
+    const bool beyond = y.dtype == DType::kUInt64 && target == INT64_MAX;
+    if (target == a_.ignore_index && !beyond) return false;
+    if (target < 0 || static_cast<uint64_t>(target) >= classes_) {
+      const std::string given = beyond
+                                    ? std::to_string(load_unsigned(at(y, 2, offsets, i), y.swapped))
+                                    : std::to_string(target);
+      throw std::out_of_range("targets" + position(y, sample) + " is " + given +
+                              ", expected 0 <= target < " + std::to_string(classes_) +
+                              " (the length of axis " + std::to_string(a_.axis) +
+                              " of logits) or ignore_index " + std::to_string(a_.ignore_index));
+    }
+    if (a_.where != nullptr) {
+      const View& mask = *a_.where;
+      const auto axis = static_cast<size_t>(a_.axis);
+      if (at(mask, 5, offsets, i)[target * mask.strides[axis]] == 0) {
+        throw std::invalid_argument("targets" + position(y, sample) + " is " +
+                                    std::to_string(target) +
+                                    ", a class that where leaves out there");
+      }
+    }
+    return true;
+  }
+
   // The losses and gradients of samples [begin, end).
   void samples(Mode mode, size_t begin, size_t end, double divisor, Sum& sum) const {
-    constexpr size_t kBlock = 256;
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
+    std::fill_n(coef, kBlock, 1.0);
     LossBatch batch{};
     batch.n = classes_;
     batch.scale = compute_.scale;
@@ -616,7 +642,7 @@ class CrossEntropy {
       if (given_) {
         row.slots[2] = {&a_.targets, 2, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
         row.slots[2].adjust = [&](double* t, size_t start, size_t count) {
-          if (options.blends) blend(options, t, start, count);
+          if (options.blends) blend(options.blend, t, start, count);
         };
       }
       if (a_.softcap != 0) cap(row, options);
@@ -624,13 +650,15 @@ class CrossEntropy {
     for_runs(plan_, begin, end, [&](const Offsets& offsets, size_t, size_t count) {
       for (size_t done = 0; done < count;) {
         const size_t n = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
-        for (size_t i = 0; i < n; ++i) {
-          coef[i] = sample_weight(offsets, done + i);
-          if (given_) continue;
-          // Another thread may have changed it since the check: the kernel ignores what is out of range.
-          const View& y = a_.targets;
-          const int64_t target = load_int(at(y, 2, offsets, done + i), y.dtype, y.swapped);
-          targets[i] = target == a_.ignore_index ? -1 : target;
+        if (a_.sample_weight != nullptr) {
+          for (size_t i = 0; i < n; ++i) coef[i] = sample_weight(offsets, done + i);
+        }
+        if (!given_) {
+          // Another thread may have changed them since the check: the kernel ignores what is out of range.
+          load_targets(offsets, done, n, targets);
+          for (size_t i = 0; i < n; ++i) {
+            if (targets[i] == a_.ignore_index) targets[i] = -1;
+          }
         }
         if (mode == Mode::kPacked) {
           packed(row, options, offsets, done, batch, table.cross_entropy_rows[storage]);
@@ -646,19 +674,20 @@ class CrossEntropy {
           batch.count = n;
           (by_columns ? table.cross_entropy_cols : table.cross_entropy_rows)[storage](batch);
         }
-        for (size_t i = 0; i < n; ++i) {
-          sum.add(loss[i]);
-          const auto put = [&](const View* v, size_t operand, double value) {
-            if (v == nullptr) return;
-            store_double(value, const_cast<char*>(at(*v, operand, offsets, done + i)), v->dtype,
-                         v->swapped);
-          };
-          put(a_.loss, 4, loss[i]);
-          put(a_.stats[0], 7, logsumexps[i]);
-          put(a_.stats[1], 8, log_probs[i]);
-          put(a_.stats[2], 9, entropies[i]);
-          if (a_.stats[3] != nullptr)
-            *const_cast<char*>(at(*a_.stats[3], 10, offsets, done + i)) = correct[i];
+        if (a_.reduction != Reduction::kNone) {
+          for (size_t i = 0; i < n; ++i) sum.add(loss[i]);
+        }
+        const auto put = [&](const View* v, size_t operand, const double* values) {
+          if (v == nullptr) return;
+          unpack(values, DType::kFloat64, at(*v, operand, offsets, done),
+                 run_stride(plan_, operand), v->dtype, v->swapped, n);
+        };
+        put(a_.loss, 4, loss);
+        put(a_.stats[0], 7, logsumexps);
+        put(a_.stats[1], 8, log_probs);
+        put(a_.stats[2], 9, entropies);
+        if (a_.stats[3] != nullptr) {
+          for (size_t i = 0; i < n; ++i) *at(*a_.stats[3], 10, offsets, done + i) = correct[i];
         }
         done += n;
       }
@@ -667,10 +696,8 @@ class CrossEntropy {
 
   // What changes from packed row to packed row.
   struct RowOptions {
-    bool blends = false;
-    double keep = 1,
-           keep_lo = 0;  // probabilities t become w·(keep·t + spread), a sum of two doubles
-    double spread = 0, spread_lo = 0;
+    bool blends = false;  // probabilities become weights
+    Blend blend;
     double center = 0;  // what is subtracted from the capped logits
   };
 
@@ -679,21 +706,14 @@ class CrossEntropy {
     return reinterpret_cast<double*>(scratch.kernel() + kScratchBytes / 2);
   }
 
-  void blend(const RowOptions& options, double* t, size_t start, size_t count) const {
-    double* low = weight_lo();
-    for (size_t i = 0; i < count; ++i) {
-      const double w = weights_ != nullptr ? weights_[start + i] : class_weight(start + i);
-      const double p = options.keep * t[i];
-      const double p_lo = std::fma(options.keep, t[i], -p) + options.keep_lo * t[i];
-      Sum sum;
-      sum.add(p);
-      sum.add(options.spread);
-      const double q_lo = sum.lo + p_lo + options.spread_lo;
-      const double r = w * sum.hi;
-      const double r_lo = std::fma(w, sum.hi, -r) + w * q_lo;
-      t[i] = r;
-      low[i] = std::isfinite(r) && std::isfinite(r_lo) ? r_lo : 0;
+  void blend(const Blend& blend, double* t, size_t start, size_t count) const {
+    const double* weights = weights_ == nullptr ? nullptr : weights_ + start;
+    if (a_.weight != nullptr && weights == nullptr) {
+      auto* loaded = reinterpret_cast<double*>(scratch.kernel());
+      for (size_t i = 0; i < count; ++i) loaded[i] = class_weight(start + i);
+      weights = loaded;
     }
+    active_table().blend(blend, weights, t, weight_lo(), count);
   }
 
   // Caps the logits as they are packed, and brings the gradient back through that.
@@ -764,11 +784,12 @@ class CrossEntropy {
       });
       row.slots[2].masked = 0;
       options.blends = true;
-      options.keep = 1 - a_.label_smoothing;
-      options.keep_lo = (1 - options.keep) - a_.label_smoothing;
+      Blend& blend = options.blend;
+      blend.keep = 1 - a_.label_smoothing;
+      blend.keep_lo = (1 - blend.keep) - a_.label_smoothing;
       const double classes = batch.classes == 0 ? 1 : batch.classes;
-      options.spread = a_.label_smoothing / classes;
-      options.spread_lo = std::fma(-options.spread, classes, a_.label_smoothing) / classes;
+      blend.spread = a_.label_smoothing / classes;
+      blend.spread_lo = std::fma(-blend.spread, classes, a_.label_smoothing) / classes;
       batch.targets = &likeliest;
       batch.smoothing = batch.classes = 1;
       batch.weight_lo = weight_lo();

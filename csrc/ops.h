@@ -21,8 +21,8 @@ enum class Reduction { kNone = 0, kMean = 1, kSum = 2 };
 
 struct CrossEntropyArgs {
   View logits;
-  View
-      targets;  // integers in the logits' shape without the axis, or probabilities in the logits' shape
+  // Integers in the logits' shape without the axis, or probabilities in the logits' shape.
+  View targets;
   int axis = 0;
   const View* weight = nullptr;         // one-dimensional
   const View* sample_weight = nullptr;  // the targets' shape

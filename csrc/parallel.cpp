@@ -10,6 +10,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -83,6 +84,7 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       grow(helpers);
       helpers = std::min(helpers, workers_);
+      place();
       loop_ = &loop;
       wanted_ = helpers;
       running_ = 0;
@@ -95,20 +97,46 @@ class Pool {
     loop.run();
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;  // whoever has not started by now is not needed
+    // The last pieces are short: to be woken takes longer than to look again for a while.
+    for (int i = 0; i < kLooks && running_ != 0; ++i) {
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
     done_.wait(lock, [this] { return running_ == 0; });
     loop_ = nullptr;
   }
 
  private:
+  static constexpr int kLooks = 100;
+
   void grow(int helpers) {
     while (workers_ < helpers) {
       try {
-        std::thread([this] { work(); }).detach();
+        std::thread worker([this] { work(); });
+        handles_.push_back(worker.native_handle());
+        worker.detach();
+        caller_ = -1;
       } catch (const std::system_error&) {
         return;  // the system gives no more threads: fewer will do
       }
       ++workers_;
     }
+  }
+
+  // Keeps the workers off the caller's processor: Linux may wake them there again and again, where they
+  // wait for the caller while others idle (measured: bench/NOTES.md).
+  void place() {
+#if defined(__linux__)
+    const int processor = sched_getcpu();
+    if (processor == caller_ || processor < 0) return;
+    caller_ = processor;
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) != 0) return;
+    CPU_CLR(static_cast<size_t>(processor), &set);
+    if (CPU_COUNT(&set) == 0) return;
+    for (pthread_t worker : handles_) pthread_setaffinity_np(worker, sizeof(set), &set);
+#endif
   }
 
   void work() {
@@ -129,6 +157,8 @@ class Pool {
   std::condition_variable wake_, done_;
   Loop* loop_ = nullptr;
   int workers_ = 0, wanted_ = 0, running_ = 0;
+  std::vector<std::thread::native_handle_type> handles_;
+  int caller_ = -1;  // the processor that the workers keep off
 };
 
 std::atomic<Pool*> pool{nullptr};
@@ -176,8 +206,8 @@ void parallel_for(size_t n, size_t grain, const std::function<void(size_t, size_
   }
   Loop loop;
   loop.n = n;
-  // Four pieces a thread even out what the machine's other work takes away.
-  loop.piece = std::max(grain, (n + 4 * threads - 1) / (4 * threads));
+  // Sixteen pieces a thread even out how late the workers come, and what else the machine has to do.
+  loop.piece = std::max(grain / 16, (n + 16 * threads - 1) / (16 * threads));
   loop.body = &body;
   try {
     Pool* current = pool.load();

@@ -207,17 +207,17 @@ bool View::aligned() const {
   return true;
 }
 
-int64_t load_int(const char* p, DType type, bool swapped) {
-  if (type == DType::kUInt64) {
-    const uint64_t value = load<uint64_t>(p, swapped);
-    return value > static_cast<uint64_t>(INT64_MAX) ? INT64_MAX : static_cast<int64_t>(value);
-  }
-  return visit(type, [&](auto tag) -> int64_t {
+void load_ints(const char* p, ptrdiff_t step, DType type, bool swapped, int64_t* to, size_t count) {
+  visit(type, [&](auto tag) {
     using T = decltype(tag);
     if constexpr (std::is_integral_v<T>) {
-      return static_cast<int64_t>(load<T>(p, swapped));
-    } else {
-      return 0;
+      for (size_t i = 0; i < count; ++i) {
+        const T value = load<T>(p, swapped);
+        constexpr bool kLarge = std::is_same_v<T, uint64_t>;
+        to[i] = kLarge && value > static_cast<uint64_t>(INT64_MAX) ? INT64_MAX
+                                                                   : static_cast<int64_t>(value);
+        p += step;
+      }
     }
   });
 }
@@ -301,11 +301,19 @@ void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType t
     return;
   }
   const char* p = static_cast<const char*>(from);
-  for (size_t i = 0; i < count; ++i) {
-    store_double(load_double(p, from_type, false), to, type, swapped);
-    p += item;
-    to += step;
-  }
+  visit(from_type, [&](auto from_tag) {
+    visit(type, [&](auto tag) {
+      using From = decltype(from_tag);
+      using T = decltype(tag);
+      if constexpr (sizeof(From) >= 4 && std::is_floating_point_v<From> && !std::is_integral_v<T>) {
+        for (size_t i = 0; i < count; ++i) {
+          store(from_double<T>(static_cast<double>(load<From>(p, false))), to, swapped);
+          p += item;
+          to += step;
+        }
+      }
+    });
+  });
 }
 
 }  // namespace softlane

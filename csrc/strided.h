@@ -52,8 +52,9 @@ struct View {
   bool aligned() const;
 };
 
-// One value of an array as the kernels' integers or doubles; a uint64 beyond INT64_MAX counts as that.
-int64_t load_int(const char* p, DType type, bool swapped);
+// Values of an array of integers, a uint64 beyond INT64_MAX as that.
+void load_ints(const char* p, ptrdiff_t step, DType type, bool swapped, int64_t* to, size_t count);
+// One value of an array.
 uint64_t load_unsigned(const char* p, bool swapped);  // of a uint64 array
 double load_double(const char* p, DType type, bool swapped);
 void store_double(double value, char* p, DType type, bool swapped);
@@ -140,7 +141,8 @@ void for_steps(const Plan& plan, size_t operand, char* row, size_t start, size_t
 }
 
 // Copies `count` elements between a strided array of one dtype and a contiguous one of another
-// (floating) dtype. `scale` multiplies what is read, `center` is subtracted before that.
+// (floating) dtype; what is unpacked comes from float or double, or has the array's dtype. `scale`
+// multiplies what is read, `center` is subtracted before that.
 void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, DType to_type,
           size_t count, double scale = 1.0, double center = 0.0);
 void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType type, bool swapped,

@@ -26,6 +26,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath"]
 suppress_warnings = ["myst.xref_missing"]  # links of included files to others in the repository
 numpydoc_show_class_members = False
+autodoc_typehints = "none"  # the text has them; and a function with overloads is one function
 extlinks = {
     "doi": ("https://doi.org/%s", "doi:%s"),
     "arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s"),

@@ -317,6 +317,8 @@ def test_where_all_true_against_none(fused_isa: str, name: str, dtype: DType) ->
     for n in [*FEW_TAILS, 4097]:
         rows = rows_of(dtype, n)
         mask = np.ones(rows.x.shape, bool)
+        got: list[Any]
+        expected: list[Any]
         for axis, turn in ((-1, identity), (0, packed_transpose)):
             x, full = turn(rows.x), turn(mask)
             for where in (full, np.broadcast_to(True, x.shape), np.True_):
@@ -438,6 +440,7 @@ def test_sum_and_mean_over_samples(fused_isa: str, dtype: DType, samples: int) -
 def test_mean_and_sum_over_several_axes_of_samples(fused_isa: str) -> None:
     rng = rng_for("sample axes")
     x, y = rng.standard_normal((7, 5, 11, 13)), rng.integers(0, 5, (7, 11, 13))
+    expected: Any
     for reduction in ("mean", "sum"):
         expected = softlane.cross_entropy_with_grad(x, y, 1, reduction=reduction)
         for other in (
@@ -446,7 +449,7 @@ def test_mean_and_sum_over_several_axes_of_samples(fused_isa: str) -> None:
         ):
             if other.shape != x.shape:
                 other = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-            got = softlane.cross_entropy_with_grad(other, y, 1, reduction=reduction)
+            got: Any = softlane.cross_entropy_with_grad(other, y, 1, reduction=reduction)
             assert_rows(list(got), list(expected), reduction)
 
 

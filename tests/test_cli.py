@@ -378,6 +378,10 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "truncated npy": (lambda: truncated("x.npy", a=np.zeros((99, 9))), "truncated"),
     "truncated npz": (lambda: truncated("x.npz", a=np.zeros((99, 9))), "x.npz"),
     "not a zip": (lambda: write("x.npz", b"PK\x03\x04 and more"), "x.npz"),
+    "a negative length": (
+        lambda: write("x.npy", Path(saved(np.zeros((9, 9)))).read_bytes().replace(b"(9, 9)", b"(-9,9)")),
+        "x.npy: the array has shape (-9, 9)",
+    ),
     "objects": (lambda: saved(np.array([None, 1])), "objects"),
     "complex": (lambda: saved(np.zeros((3, 3), complex)), "complex128"),
     "strings": (lambda: saved(np.array([["a", "b"]])), "<U1"),
@@ -476,15 +480,40 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "No space left" in refused(capsys, "softmax", "x.npy", "out.npy")
 
 
-def test_an_interrupt_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
-
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(
+    ("number", "status", "text"),
+    [("SIGINT", 130, "softlane: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
+)
+def test_an_interrupt_leaves_nothing(number: str, status: int, text: str) -> None:
+    """In the middle of the work, with the unfinished output beside."""
     np.save("x.npy", np.zeros((30, 7)))
-    monkeypatch.setattr(softlane, "softmax", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        main(["softmax", "x.npy", "out.npy"])
+    done = run_python(
+        f"""
+import os, signal, sys
+import softlane
+from softlane.__main__ import main
+
+def interrupt(*arguments, **options):
+    assert len(os.listdir()) == 2
+    os.kill(os.getpid(), signal.{number})
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+softlane.softmax = interrupt
+sys.exit(main(["softmax", "x.npy", "out.npy"]))
+"""
+    )
+    assert (done.returncode, done.stderr) == (status, text)
     assert os.listdir() == ["x.npy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("x.npy")
+    writer = os.open("x.npy", os.O_RDWR)
+    os.write(writer, b"1 2 3\n4 5 6\n")  # or a reader would wait for ever
+    assert "x.npy is a pipe, expected a file" in refused(capsys, "softmax", "x.npy", "out.npy")
+    os.close(writer)
 
 
 # ---- plot, progress, installed command ----------------------------------------------------------

@@ -71,8 +71,6 @@ import ctypes, pathlib, shutil, tempfile
 import threadpoolctl
 from softlane import _core
 
-_threadpoolctl.register()
-
 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
     other = shutil.copy(_core.__file__, directory)
     library = ctypes.CDLL(other)

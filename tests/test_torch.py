@@ -186,6 +186,28 @@ def test_targets_of_every_integer_dtype(dtype: Any) -> None:
     assert torch.equal(got, adapter.cross_entropy(x, target))
 
 
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (3, 7, 4)])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+def test_targets_that_are_probabilities(dtype: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    x = (torch.randn(shape) * 3).to(dtype)
+    target = torch.randn(shape).softmax(min(1, len(shape) - 1)).to(dtype)
+    rtol = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+    for weight in (None, torch.rand(7).to(dtype)):
+        for reduction in ("mean", "sum", "none"):
+            for smoothing in (0.0, 0.2):
+                found = []
+                for module in (adapter, torch.nn.functional):
+                    z = x.clone().requires_grad_()
+                    loss = module.cross_entropy(
+                        z, target, weight, reduction=reduction, label_smoothing=smoothing
+                    )
+                    loss.backward(torch.full_like(loss, 3.0))
+                    found.append((loss.detach(), z.grad))
+                for ours, theirs in zip(*found, strict=True):
+                    torch.testing.assert_close(ours, theirs, rtol=rtol[dtype], atol=rtol[dtype])
+
+
 def test_confident_rows_keep_their_digits() -> None:
     x = torch.tensor([[30.0, 0.0]], requires_grad=True)
     assert adapter.log_softmax(x, 1)[0, 0].item() == pytest.approx(-9.357623e-14, rel=1e-6)
@@ -551,9 +573,9 @@ def test_bad_arguments_of_the_loss(requires_grad: bool) -> None:
     w = torch.ones(3)
     cases: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         ((x, [0, 1]), {}, TypeError, "target is of type list, expected torch.Tensor"),
-        ((x, Y.float()), {}, TypeError, "target has dtype torch.float32, expected an integer"),
+        ((x, Y.float()), {}, TypeError, "target has dtype torch.float32 and shape"),
         ((x, Y > 0), {}, TypeError, "target has dtype torch.bool"),
-        ((x, X), {}, NotImplementedError, "probabilities"),
+        ((x, X.clone().requires_grad_()), {}, TypeError, "target is a tensor that requires grad"),
         ((x, Y.to("meta")), {}, ValueError, "target is on device meta"),
         ((x, Y.to_sparse()), {}, TypeError, "target has layout"),
         (
@@ -614,10 +636,14 @@ def test_the_kernels_work_on_the_tensors_memory(
         assert calls["cross_entropy"].pop() == pointers
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_the_gradient_is_handed_over(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1.0), (torch.float32, 3.0), (torch.bfloat16, 1.0)]
+)
+def test_the_gradient_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, factor: float
+) -> None:
     calls = spy(monkeypatch, "cross_entropy")
-    x = torch.randn(4, 6, requires_grad=True)
+    x = torch.randn(4, 6, dtype=dtype, requires_grad=True)
     (factor * adapter.cross_entropy(x, torch.tensor([0, 1, 2, 3]))).backward()
     ((*_, gradient),) = calls  # one call: loss and gradient
     assert x.grad.data_ptr() == gradient

@@ -669,6 +669,26 @@ void CrossEntropyRows(const LossBatch& b) {
   });
 }
 
+// ---- probability targets ------------------------------------------------------------------------------
+
+inline void BlendArray(const Blend& blend, const double* weight, double* t, double* low, size_t n) {
+  using V = F64;
+  const V keep = V::Set(blend.keep), keep_lo = V::Set(blend.keep_lo);
+  const V spread = V::Set(blend.spread), spread_lo = V::Set(blend.spread_lo);
+  for (size_t i = 0; i < n; i += V::kLanes) {
+    const int count = static_cast<int>(Min(V::kLanes, n - i));
+    const V w = weight == nullptr ? V::Set(1) : V::LoadN(weight + i, count, 0);
+    const V share = V::LoadN(t + i, count, 0);
+    const Double2<V> kept = TwoProd(keep, share);
+    const Double2<V> sum = TwoSum(kept.hi, spread);
+    const V sum_lo = Add(Add(sum.lo, MulAdd(keep_lo, share, kept.lo)), spread_lo);
+    const Double2<V> product = TwoProd(w, sum.hi);
+    const V rest = MulAdd(w, sum_lo, product.lo);
+    StoreN(product.hi, t + i, count);
+    StoreN(IfThenElseZero(Eq(Sub(rest, rest), V::Set(0)), rest), low + i, count);
+  }
+}
+
 // ---- soft capping ------------------------------------------------------------------------------------
 
 // cap·tanh(x/cap), with tanh(u) = -m/(2 + m) for m = expm1(-2u).

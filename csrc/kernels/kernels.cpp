@@ -64,6 +64,7 @@ const KernelTable kTable = {
     LogSumExpWeighted,
     SOFTLANE_STORAGES(ExpSumRows),
     LogOfSums,
+    BlendArray,
     SoftcapArray,
     SoftcapBackwardArray,
     {ExpArray<float>, LogArray<float>, Expm1Array<float>, Log1pArray<float>},

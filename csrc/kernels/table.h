@@ -110,6 +110,12 @@ struct ExpSumState {
 };
 constexpr double kNoExponent = -1e300;
 
+// Probabilities t become w·(keep·t + spread), each a sum of two doubles.
+struct Blend {
+  double keep = 1, keep_lo = 0;
+  double spread = 0, spread_lo = 0;
+};
+
 struct KernelTable {
   const char* name;
   void (*softmax_rows[kStorages])(const Batch&);
@@ -129,6 +135,8 @@ struct KernelTable {
   // out: ExpSumState[count]
   void (*exp_sum_rows[kStorages])(const Batch&);
   void (*log_of_sums)(const ExpSumState* sums, double* out, size_t n);
+  // `t` in place, what it lacks to `low`; `weight` null: 1.
+  void (*blend)(const Blend& blend, const double* weight, double* t, double* low, size_t n);
   // x to cap·tanh(x/cap), and a gradient with respect to that to one with respect to x.
   void (*softcap)(double* x, size_t n, double cap);
   void (*softcap_backward)(const double* x, double* grad, size_t n, double cap);

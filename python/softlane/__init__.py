@@ -16,11 +16,30 @@ from softlane import _arrays, _core, _threadpoolctl
 from softlane._streaming import LogSumExp
 
 if TYPE_CHECKING:
-    from typing import SupportsIndex, TypeAlias
+    from typing import SupportsIndex, TypeAlias, TypedDict, TypeVar
+
+    from numpy.typing import NDArray
+    from typing_extensions import Unpack  # which type checkers have, installed or not
 
     from softlane import reference as reference
 
     Axis: TypeAlias = SupportsIndex | tuple[SupportsIndex, ...] | None
+    _Scalar: TypeAlias = bool | float | np.bool_ | np.integer[Any] | np.floating[Any]
+    _Class: TypeAlias = int | np.integer[Any]
+    _Reduced: TypeAlias = Literal["mean", "sum"]
+    _Out = TypeVar("_Out")
+
+    class _LossOptions(TypedDict, total=False):
+        weight: Any
+        sample_weight: Any
+        ignore_index: SupportsIndex
+        label_smoothing: float
+        z_loss: float
+        softcap: float | None
+        temperature: float
+        where: Any
+        dtype: Any
+
 
 __all__ = [
     "CrossEntropyStats",
@@ -64,6 +83,30 @@ _ISAS = {"x86_64": _X86_ISAS, "amd64": _X86_ISAS, "aarch64": _ARM_ISAS, "arm64":
 # ---- softmax, log_softmax, logsumexp ------------------------------------------------------------
 
 
+@overload
+def softmax(
+    x: _Scalar, axis: Axis = ..., *, where: None = ..., temperature: float = ..., dtype: Any = ...
+) -> np.floating[Any]: ...
+@overload
+def softmax(
+    x: Any,
+    axis: Axis = ...,
+    *,
+    where: Any = ...,
+    temperature: float = ...,
+    dtype: Any = ...,
+    out: None = ...,
+) -> NDArray[Any]: ...
+@overload
+def softmax(
+    x: Any,
+    axis: Axis = ...,
+    *,
+    where: Any = ...,
+    temperature: float = ...,
+    dtype: Any = ...,
+    out: _Out,
+) -> _Out: ...
 def softmax(
     x: Any,
     axis: Axis = -1,
@@ -145,6 +188,30 @@ def softmax(
     return _softmax(x, axis, where, temperature, dtype, out, log=False)
 
 
+@overload
+def log_softmax(
+    x: _Scalar, axis: Axis = ..., *, where: None = ..., temperature: float = ..., dtype: Any = ...
+) -> np.floating[Any]: ...
+@overload
+def log_softmax(
+    x: Any,
+    axis: Axis = ...,
+    *,
+    where: Any = ...,
+    temperature: float = ...,
+    dtype: Any = ...,
+    out: None = ...,
+) -> NDArray[Any]: ...
+@overload
+def log_softmax(
+    x: Any,
+    axis: Axis = ...,
+    *,
+    where: Any = ...,
+    temperature: float = ...,
+    dtype: Any = ...,
+    out: _Out,
+) -> _Out: ...
 def log_softmax(
     x: Any,
     axis: Axis = -1,
@@ -232,6 +299,43 @@ def _softmax(
     return result.value()
 
 
+# fmt: off
+@overload
+def logsumexp(
+    x: Any, axis: None, *, b: Any = ..., where: Any = ..., keepdims: Literal[False] = ...,
+    return_sign: Literal[False] = ..., dtype: Any = ..., out: None = ...,
+) -> np.inexact[Any]: ...
+@overload
+def logsumexp(
+    x: Any, axis: Axis = ..., *, b: Any = ..., where: Any = ..., keepdims: Literal[True],
+    return_sign: Literal[False] = ..., dtype: Any = ..., out: None = ...,
+) -> NDArray[Any]: ...
+@overload
+def logsumexp(
+    x: Any, axis: None, *, b: Any = ..., where: Any = ..., keepdims: Literal[False] = ...,
+    return_sign: Literal[True], dtype: Any = ..., out: None = ...,
+) -> tuple[np.inexact[Any], np.inexact[Any]]: ...
+@overload
+def logsumexp(
+    x: Any, axis: Axis = ..., *, b: Any = ..., where: Any = ..., keepdims: Literal[True],
+    return_sign: Literal[True], dtype: Any = ..., out: None = ...,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def logsumexp(
+    x: Any, axis: Axis = ..., *, b: Any = ..., where: Any = ..., keepdims: bool = ...,
+    return_sign: Literal[False] = ..., dtype: Any = ..., out: _Out,
+) -> _Out: ...
+@overload
+def logsumexp(
+    x: Any, axis: Axis = ..., *, b: Any = ..., where: Any = ..., keepdims: bool = ...,
+    return_sign: Literal[True], dtype: Any = ..., out: _Out,
+) -> tuple[_Out, Any]: ...
+@overload
+def logsumexp(
+    x: Any, axis: Axis = ..., *, b: Any = ..., where: Any = ..., keepdims: bool = ...,
+    return_sign: bool = ..., dtype: Any = ..., out: Any = ...,
+) -> Any: ...
+# fmt: on
 def logsumexp(
     x: Any,
     axis: Axis = -1,
@@ -398,6 +502,53 @@ class CrossEntropyStats(NamedTuple):
     """The entropy of the prediction, ``-sum(p * log(p))`` in nats."""
 
 
+# fmt: off
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: _Reduced = ...,
+    out: None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> np.floating[Any]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: _Class, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    out: None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> np.floating[Any]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    out: None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> NDArray[Any]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: _Reduced = ...,
+    out: None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: _Class, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    out: None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    out: None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[NDArray[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: str = ...,
+    out: _Out, return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> _Out: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: str = ...,
+    out: _Out, return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[_Out, CrossEntropyStats]: ...
+@overload
+def cross_entropy(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: str = ...,
+    out: Any = ..., return_stats: bool = ..., **options: Unpack[_LossOptions],
+) -> Any: ...
+# fmt: on
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -540,6 +691,43 @@ def cross_entropy(
     )
 
 
+# fmt: off
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: _Reduced = ...,
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: _Class, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[False] = ..., **options: Unpack[_LossOptions],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: _Reduced = ...,
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], NDArray[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: _Class, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[np.floating[Any], NDArray[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: Literal["none"],
+    grad_out: NDArray[Any] | None = ..., return_stats: Literal[True], **options: Unpack[_LossOptions],
+) -> tuple[NDArray[Any], NDArray[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: Any, targets: Any, axis: SupportsIndex = ..., *, reduction: str = ...,
+    grad_out: Any = ..., return_stats: bool = ..., **options: Unpack[_LossOptions],
+) -> Any: ...
+# fmt: on
 def cross_entropy_with_grad(
     logits: Any,
     targets: Any,
@@ -706,6 +894,10 @@ def _cross_entropy(
 # ---- ragged rows --------------------------------------------------------------------------------
 
 
+@overload
+def segment_softmax(x: Any, indptr: Any, *, out: None = ...) -> NDArray[Any]: ...
+@overload
+def segment_softmax(x: Any, indptr: Any, *, out: _Out) -> _Out: ...
 def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Softmax over each segment of a one-dimensional array.
 
@@ -747,6 +939,10 @@ def segment_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _segments(x, indptr, out, log=False)
 
 
+@overload
+def segment_log_softmax(x: Any, indptr: Any, *, out: None = ...) -> NDArray[Any]: ...
+@overload
+def segment_log_softmax(x: Any, indptr: Any, *, out: _Out) -> _Out: ...
 def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Log-softmax over each segment of a one-dimensional array.
 
@@ -778,6 +974,10 @@ def segment_log_softmax(x: Any, indptr: Any, *, out: Any = None) -> Any:
     return _segments(x, indptr, out, log=True)
 
 
+@overload
+def segment_logsumexp(x: Any, indptr: Any, *, out: None = ...) -> NDArray[Any]: ...
+@overload
+def segment_logsumexp(x: Any, indptr: Any, *, out: _Out) -> _Out: ...
 def segment_logsumexp(x: Any, indptr: Any, *, out: Any = None) -> Any:
     r"""Logarithm of the sum of exponentials of each segment of a one-dimensional array.
 
@@ -832,6 +1032,14 @@ def _segments(x: Any, indptr: Any, out: Any, *, log: bool | None) -> Any:
 # ---- backward functions -------------------------------------------------------------------------
 
 
+@overload
+def softmax_backward(
+    grad_output: Any, output: Any, axis: Axis = ..., *, temperature: float = ..., out: None = ...
+) -> NDArray[Any]: ...
+@overload
+def softmax_backward(
+    grad_output: Any, output: Any, axis: Axis = ..., *, temperature: float = ..., out: _Out
+) -> _Out: ...
 def softmax_backward(
     grad_output: Any,
     output: Any,
@@ -886,6 +1094,14 @@ def softmax_backward(
     return _backward(grad_output, output, axis, temperature, out, log=False)
 
 
+@overload
+def log_softmax_backward(
+    grad_output: Any, output: Any, axis: Axis = ..., *, temperature: float = ..., out: None = ...
+) -> NDArray[Any]: ...
+@overload
+def log_softmax_backward(
+    grad_output: Any, output: Any, axis: Axis = ..., *, temperature: float = ..., out: _Out
+) -> _Out: ...
 def log_softmax_backward(
     grad_output: Any,
     output: Any,

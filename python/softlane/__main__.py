@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 import sys
+import threading
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -42,7 +45,7 @@ COMMANDS: dict[str, tuple[Command, AddArguments | None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status, which is 2 for input that cannot be worked on."""
+    """Run a command; return the exit status: 2 for input that cannot be worked on, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser("softlane", description="The softmax family on CPU arrays.")
     parser.add_argument("--version", action="version", version=softlane.__version__)
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
@@ -54,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             add_arguments(command)
     parsed = parser.parse_args(arguments)
     try:
-        status: int = parsed.run(parsed)
+        with ending_on_signals():
+            status: int = parsed.run(parsed)
+    except KeyboardInterrupt:
+        refuse("interrupted")
+        return 130
     except OSError as error:
         refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ImportError, IndexError, TypeError, ValueError) as error:
@@ -62,6 +69,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         return status
     return 2
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit, so that no unfinished output stays behind."""
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
+
+    def end(number: int, _frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {s: signal.signal(s, end) for s in signals if signal.getsignal(s) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def refuse(text: str) -> None:

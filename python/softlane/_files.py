@@ -101,6 +101,8 @@ def open_array(path: str, role: str) -> FileArray | LoadedArray:
     """
     file_path = Path(path)
     with file_path.open("rb") as file:
+        if not file.seekable():
+            raise ValueError(f"{path} is a pipe, expected a file that can be mapped")
         start = file.read(9)
         try:
             if start.startswith(b"\x93NUMPY"):
@@ -124,6 +126,8 @@ def _npy(path: Path, file: BinaryIO) -> FileArray:
         raise ValueError(f"its npy version is {version}, expected (1, 0) or (2, 0)")
     read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
     shape, is_fortran, dtype = read(file)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the array has shape {shape}")
     if dtype.hasobject:
         raise ValueError(f"the array has dtype {dtype}, Python objects")
     return FileArray(path, dtype, shape, "F" if is_fortran else "C", file.tell())

@@ -8,13 +8,14 @@ is never gathered. Importing softlane does not import this module; importing thi
 from __future__ import annotations
 
 import math
-from functools import partial
+from decimal import Decimal, localcontext
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import softlane
-from softlane import _arrays
+from softlane import _arrays, _core
 
 try:
     import dask.array as da
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
     from softlane import Axis
     from softlane._arrays import Array, DType, Shape
 
+    Pair = tuple[Array, Array]
+
 __all__ = ["cross_entropy", "log_softmax", "logsumexp", "softmax"]
 
-# Of some of the elements of a row: the largest, and the sum of exp((x - max) / T) over all others.
-# So the sum over all of them is 1 + rest, and its logarithm keeps its digits where it is near 0.
-# Where there is nothing but -inf, the sum is 0 and rest is -1.
-_STATE: DType = np.dtype([("max", "f8"), ("rest", "f8")])
+# Of some of the elements of a row: the largest, and the sum of exp((x - max) / T) over all others,
+# in two doubles, so that merging loses nothing. The sum over all elements is 1 + rest + more, and its
+# logarithm keeps its digits where it is near 0. Where there is nothing but -inf, the sum is 0 and
+# rest is -1.
+_STATE: DType = np.dtype([("max", "f8"), ("rest", "f8"), ("more", "f8")])
 # And of a sample with a target: the target's logit and weight (0 where the target is in another
-# chunk), and for label smoothing the sum of weight * (max - x), and that of the weights.
+# chunk), and for label smoothing the sum of weight * (max - x), and that of the weights, in `_unit`s.
 _LOSS_STATE: DType = np.dtype(
     [*_STATE.descr, ("logit", "f8"), ("weight", "f8"), ("below", "f8"), ("weights", "f8")]
 )
@@ -79,8 +83,7 @@ def softmax(
     Notes
     -----
     Where `axis` has a single chunk, the results are those of `softlane.softmax`, bit by bit.
-    Otherwise float32 and the half types keep the same accuracy, while float64 results lie within
-    some ten ulp of the exact ones, and their last digits depend on the chunks.
+    Otherwise they are as accurate, while their last bits depend on the chunks.
 
     Examples
     --------
@@ -281,6 +284,7 @@ def cross_entropy(
         *(da.arange(classes, chunks=class_chunks), (class_axis,)),
         *(w, (class_axis,)),
         class_axis=class_axis,
+        total_classes=classes,
         smoothing=smoothing,
         temperature=divisor,
         **_described(z.ndim, _LOSS_STATE),
@@ -388,6 +392,95 @@ def _merged(states: Any, axes: Shape, temperature: float, *, keepdims: bool) -> 
     )
 
 
+# ---- sums in two doubles ------------------------------------------------------------------------
+# Dekker, "A floating-point technique for extending the available precision", 1971. The second double
+# is what the first was rounded by. Not meant for more than some states a row.
+
+
+def _elementary(name: str, x: Array) -> Array:
+    y: Array = _core.elementary(name, x).reshape(x.shape)
+    return y
+
+
+def _two_sum(a: Array, b: Array) -> Pair:
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _two_product(a: Array, b: Array) -> Pair:
+    product = a * b
+    a_high, b_high = (c * 134217729.0 - (c * 134217729.0 - c) for c in (a, b))  # 2^27 + 1
+    a_low, b_low = a - a_high, b - b_high
+    return product, a_low * b_low - (
+        ((product - a_high * b_high) - a_low * b_high) - a_high * b_low
+    )
+
+
+def _ones(like: Array) -> Pair:
+    return np.ones(like.shape), np.zeros(like.shape)
+
+
+def _sum(a: Pair, b: Pair) -> Pair:
+    high, low = _two_sum(a[0], b[0])
+    return _finite_pair(high, low + (a[1] + b[1]))
+
+
+def _product(a: Pair, b: Pair) -> Pair:
+    high, low = _two_product(a[0], b[0])
+    return _finite_pair(high, low + (a[0] * b[1] + a[1] * b[0]))
+
+
+def _finite_pair(high: Array, low: Array) -> Pair:
+    total = high + low
+    return np.where(np.isfinite(low), total, high), np.where(
+        np.isfinite(low), low - (total - high), 0
+    )
+
+
+def _distance(a: Array, b: Array, temperature: float) -> Pair:
+    """(a - b) / T, where a <= b."""
+    half = 0.5 if temperature > 1 else 1.0  # or the difference could overflow
+    divisor = np.asarray(temperature * half)
+    high, low = _two_sum(a * half, -b * half)
+    low = np.where(np.isfinite(low), low, 0)
+    high = np.where(a == b, 0, high)  # two infinities
+    quotient = high / divisor
+    product, error = _two_product(quotient, divisor)
+    rest = ((high - product) - error + low) / divisor
+    return quotient, np.where(np.isfinite(rest), rest, 0)
+
+
+# ln 2 in two parts, of which the first has 37 bits, and exp(i / 256) in two doubles.
+_LN2_HI = float.fromhex("0x1.62e42fefap-1")
+_LN2_LO = float.fromhex("0x1.cf79abc9e3b3ap-40")
+
+
+@cache
+def _exp_table() -> Array:
+    with localcontext() as context:
+        context.prec = 40
+        exact = [(Decimal(i) / 256).exp() for i in range(-90, 91)]
+        return np.array([[float(y), float(y - Decimal(float(y)))] for y in exact])
+
+
+def _times_exp(a: Pair, x: Pair, power: Any = 0) -> Pair:
+    """The product a * exp(x) * 2**power, with some bits more than a double has: states are merged many times."""
+    high = x[0].clip(-6000, 6000)
+    n = np.rint(high / math.log(2))
+    r = high - n * _LN2_HI
+    i = np.rint(r * 256)
+    r -= i / 256
+    low = x[1] - n * _LN2_LO
+    s = r + low
+    tail = low + s * s * (1 / 2 + s * (1 / 6 + s * (1 / 24 + s / 120)))
+    y, more = np.moveaxis(_exp_table()[np.nan_to_num(i).astype(int) + 90], -1, 0)
+    exponent = np.nan_to_num(n + power).clip(-20000, 20000).astype(int)
+    scaled, own = np.frexp(a[0])  # or an intermediate result could overflow
+    high, low = _product((scaled, np.ldexp(a[1], -own)), (y, more + y * (r + tail)))
+    return np.ldexp(high, exponent + own), np.ldexp(low, exponent + own)
+
+
 # ---- what is computed of chunks -----------------------------------------------------------------
 
 
@@ -398,18 +491,16 @@ def _rows(x: Array, axes: Shape) -> Array:
     return np.moveaxis(x, axes, range(-len(axes), 0)).reshape(*kept, length)
 
 
+def _not_rows(rows: Array, shape: Shape, axes: Shape) -> Array:
+    """The inverse of that."""
+    lengths = tuple(shape[a] for a in axes)
+    return np.moveaxis(rows.reshape(*rows.shape[:-1], *lengths), range(-len(axes), 0), axes)
+
+
 def _pick(rows: Array, at: Array) -> Array:
     """One element of each row."""
     picked: Array = np.take_along_axis(rows, at[..., None], -1)[..., 0]
     return picked
-
-
-def _ratio(lower: Array, upper: Array, temperature: float) -> Array:
-    """exp((lower - upper) / T), to 4 ulp however far they are apart."""
-    pair = np.stack(np.broadcast_arrays(lower, upper), axis=-1)
-    y = softlane.softmax(pair, temperature=temperature)
-    ratio: Array = y[..., 0] / y[..., 1]
-    return ratio
 
 
 def _masked(x: Array, mask: Array, dtype: DType) -> Array:
@@ -420,47 +511,71 @@ def _masked(x: Array, mask: Array, dtype: DType) -> Array:
 
 def _state(x: Array, *, axes: Shape, temperature: float) -> Array:
     rows = _rows(x, axes)
-    state = np.empty(rows.shape[:-1], _STATE)
+    state = np.zeros(rows.shape[:-1], _STATE)
     state["max"], state["rest"] = -np.inf, -1.0
-    if rows.shape[-1] > 0:
+    if rows.size:
         best = np.asarray(rows.argmax(-1))
         top = state["max"] = _pick(rows, best)
-        # The loss at the largest element is log(1 + rest), with all its digits.
-        loss = softlane.cross_entropy(
-            rows,
-            best,
-            ignore_index=-1,  # which no position is
-            temperature=temperature,
-            reduction="none",
-            dtype=_arrays.F64,
-        )
+        others = rows.astype(_arrays.reduced_dtype(_arrays.float_dtype(x.dtype, "x")))
+        np.put_along_axis(others, best[..., None], -np.inf, -1)
         with np.errstate(all="ignore"):
-            state["rest"] = np.where(top == -np.inf, -1.0, np.expm1(loss))
+            rest, more = _exp_sum(others, top, temperature)
+        state["rest"] = np.where(np.isinf(top), np.where(top > 0, np.nan, -1.0), rest)
+        state["more"] = np.where(np.isinf(top), 0.0, more)
     return np.expand_dims(state, axes)
+
+
+def _exp_sum(x: Array, top: Array, temperature: float) -> Pair:
+    """The sum of exp((x - top) / T) along the last axis."""
+    correction: Any = 0.0
+    if temperature != 1:
+        x, low = _distance(x.astype(_arrays.F64), top[..., None], temperature)
+        correction = (_elementary("exp", x) * low).sum(-1)
+    sums = np.empty((*top.shape, 4))
+    _core.exp_sums(x, sums, (x.ndim - 1,), 0)
+    shift, exponent, high, low = np.moveaxis(sums, -1, 0)
+    distance = _distance(shift, top, 1.0) if temperature == 1 else (shift, np.zeros(top.shape))
+    high, low = _times_exp((high, low), distance, exponent)
+    return _sum((high, low), (correction, np.zeros(top.shape)))
 
 
 def _merge(states: Array, axis: Shape, keepdims: bool, *, temperature: float) -> Array:
     rows = _rows(states, axis)
     best = np.asarray(rows["max"].argmax(-1))
     merged = _pick(rows, best)
-    is_best = np.arange(rows.shape[-1]) == best[..., None]
-    top = merged["max"][..., None]
+    top = merged["max"]
     with np.errstate(all="ignore"):
-        total = 1 + rows["rest"]
-        others = np.where(is_best | (total == 0), 0, total * _ratio(rows["max"], top, temperature))
-        merged["rest"] += others.sum(-1)
+        rest = merged["rest"], merged["more"]
+        for i in range(rows.shape[-1]):
+            part = rows[..., i]
+            whole = _whole(part)
+            high, low = _times_exp(whole, _distance(part["max"], top, temperature))
+            is_counted = (best == i) | (whole[0] == 0)
+            rest = _sum(rest, (np.where(is_counted, 0, high), np.where(is_counted, 0, low)))
+        merged["rest"], merged["more"] = rest
         if states.dtype == _LOSS_STATE:
-            lower = np.where(rows["max"] == top, 0, rows["weights"] * (top - rows["max"]))
+            half_distance = top[..., None] / 2 - rows["max"] / 2
+            lower = np.where(rows["max"] == top[..., None], 0, 2 * rows["weights"] * half_distance)
             merged["below"] = (rows["below"] + lower).sum(-1)
             for name in ("logit", "weight", "weights"):
                 merged[name] = rows[name].sum(-1)
     return np.expand_dims(merged, axis) if keepdims else merged
 
 
+def _whole(state: Array) -> Pair:
+    """The sum over all elements, the largest too."""
+    return _sum(_ones(state), (state["rest"], state["more"]))
+
+
+def _log_of_whole(state: Array) -> Array:
+    """Its logarithm."""
+    return _elementary("log1p", state["rest"])
+
+
 def _log_sum(state: Array, result: DType) -> Array:
     top = state["max"]
     with np.errstate(all="ignore"):
-        log_sum = np.where(np.isinf(top), top, top + np.log1p(state["rest"]))
+        log_sum = np.where(np.isinf(top), top, top + _log_of_whole(state))
         return _rounded(log_sum, result)
 
 
@@ -484,22 +599,39 @@ def _parts_of_rows(
 ) -> Array:
     """Softmax or log-softmax of a chunk, of which the rows are parts of the whole ones."""
     computed = _arrays.float_dtype(x.dtype, "x")
+    wide = _arrays.F64 if _arrays.F64 in (result, computed) else _arrays.F32
+    rows = _rows(x, axes)
+    part, whole = part.reshape(rows.shape[:-1]), whole.reshape(rows.shape[:-1])
     top = whole["max"]
     with np.errstate(all="ignore"):
-        if log:
-            wide = _arrays.F64 if _arrays.F64 in (result, computed) else _arrays.F32
-            y = np.subtract(x, top.astype(wide), dtype=wide)
-            y /= temperature
-            y -= np.log1p(whole["rest"]).astype(wide)
-        else:
-            share = _ratio(part["max"], top, temperature)
-            share *= (1 + part["rest"]) / (1 + whole["rest"])
-            y = softlane.softmax(x, axes, temperature=temperature, dtype=_arrays.F64)
-            y *= share
-            np.copyto(y, 0, where=(part["max"] == -np.inf) & np.isfinite(top))
+        # All that is elsewhere goes in as two more logits: the second has what the first rounds off.
+        # They have no room beside large logits, from which the largest can be subtracted exactly.
+        half = 0.5 if temperature > 1 else 1.0  # or a difference could overflow
+        is_far = np.isfinite(top) & (
+            abs(top) > temperature * (1500 if wide == _arrays.F64 else 210)
+        )
+        base = np.where(is_far, top * half, 0)
+        near = np.where(is_far, 0, top * half)
+        scale = temperature * half
+        here = _times_exp(_whole(part), _distance(part["max"], top, temperature))
+        there = _sum(_whole(whole), (-here[0], -here[1]))
+        height = scale * _elementary("log", np.where(there[0] < 0, 0, there[0]))
+        rounding = np.spacing(np.maximum(np.maximum(abs(near), abs(height)), scale).astype(wide))
+        first = np.where(there[0] > 0, near + height - 2 * rounding, height).astype(wide)
+        covered = _times_exp(_ones(top), _distance(first.astype(_arrays.F64), near, scale))
+        left = _sum(there, (-covered[0], -covered[1]))[0]
+        z = np.empty((*rows.shape[:-1], rows.shape[-1] + 2), wide)
+        z[..., -2] = first
+        z[..., -1] = near + scale * _elementary("log", np.where(left < 0, 0, left))
+        np.multiply(rows, half, out=z[..., :-2], dtype=wide, casting="same_kind")
+        if is_far.any():
+            z[..., :-2] -= base[..., None].astype(wide)
+        function = softlane.log_softmax if log else softlane.softmax
+        y = function(z, temperature=scale, out=z)[..., :-2]
+        y = _not_rows(y, x.shape, axes)
         if mask is not None:  # also of rows that it empties, which are NaN so far
             y[~mask] = -np.inf if log else 0
-        parts: Array = y.astype(result, copy=False)
+        parts: Array = y.astype(result)
         return parts
 
 
@@ -510,13 +642,14 @@ def _loss_state(
     w: Array,
     *,
     class_axis: int,
+    total_classes: int,
     smoothing: float,
     temperature: float,
 ) -> Array:
     rows = _rows(z, (class_axis,))
     state = np.zeros(y.shape, _LOSS_STATE)
     parts = _state(z, axes=(class_axis,), temperature=temperature).squeeze(class_axis)
-    for name in ("max", "rest"):
+    for name in _STATE.names or ():
         state[name] = parts[name]
     if len(classes) > 0:
         is_here = (y >= classes[0]) & (y <= classes[-1])
@@ -524,12 +657,18 @@ def _loss_state(
         state["logit"] = np.where(is_here, _pick(rows, at), 0)
         state["weight"] = np.where(is_here, w[at], 0)
         if smoothing > 0:
-            state["weights"] = w.sum(dtype=_arrays.F64)
+            unit = _unit(total_classes)
+            state["weights"] = (w * unit).sum(dtype=_arrays.F64)
             with np.errstate(all="ignore"):
-                below = np.subtract(parts["max"][..., None], rows, dtype=_arrays.F64)
+                below = parts["max"][..., None] / 2 - np.divide(rows, 2, dtype=_arrays.F64)
                 below[rows == -np.inf] = np.inf
-                state["below"] = np.where(w == 0, 0, w * below).sum(-1)
+                state["below"] = np.where(w == 0, 0, 2 * unit * w * below).sum(-1)
     return np.expand_dims(state, class_axis)
+
+
+def _unit(classes: int) -> float:
+    """A power of two by which a sum over the classes is multiplied, so that it does not overflow."""
+    return float(0.5 ** (classes.bit_length() + 1))
 
 
 def _losses(
@@ -546,12 +685,12 @@ def _losses(
     used = y != ignore_index
     _check_targets(y, used, classes, ignore_index, block_info)
     with np.errstate(all="ignore"):
-        log_sum = np.log1p(state["rest"])
+        log_sum = _log_of_whole(state)
         at_target = (state["max"] - state["logit"]) / temperature + log_sum
         loss = (1 - smoothing) * np.where(state["weight"] == 0, 0, state["weight"] * at_target)
         if smoothing > 0:
             everywhere = state["below"] / temperature + state["weights"] * log_sum
-            loss += smoothing / classes * everywhere
+            loss += smoothing / (classes * _unit(classes)) * everywhere
         return np.where(used, s * loss, 0)
 
 

@@ -197,7 +197,8 @@ def cross_entropy(
         Logits of the kind that `softmax` takes, of shape (C,), (N, C) or (N, C, d1, ...).
     target : torch.Tensor
         The class of each sample, 0 to C - 1, of any integer dtype and of shape (), (N,) or
-        (N, d1, ...). Probabilities are not implemented yet.
+        (N, d1, ...); or the probabilities of the classes, of a floating dtype and in the shape of
+        `input`. They get no gradient.
     weight : torch.Tensor, optional
         A factor for each class, of shape (C,) and a floating dtype. It gets no gradient.
     ignore_index : int, default: -100
@@ -219,11 +220,9 @@ def cross_entropy(
         For a target that is not a class; the text names it and its position.
     TypeError
         For anything but tensors, a layout or dtype that is not listed above, and for a `weight`
-        that requires a gradient.
+        or `target` that requires a gradient.
     ValueError
         For an argument of another shape, out of its range, or on another device.
-    NotImplementedError
-        For a floating `target` in the shape of `input`.
 
     See Also
     --------
@@ -259,7 +258,7 @@ def cross_entropy(
     if _is_differentiated(input):
         result: Tensor = _CrossEntropy.apply(input, target, weight, options, dtype)
         return result
-    return _cross_entropy(input, target, weight, options, dtype, with_gradient=False)[0]
+    return _cross_entropy(input, target, weight, options, dtype, None)[0]
 
 
 class CrossEntropyLoss(_TorchLoss):  # type: ignore[misc]
@@ -336,10 +335,15 @@ def _check_target(input: Any, target: Any) -> int:
         raise ValueError("input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
     axis = 1 if len(shape) > 1 else 0
     samples = _arrays.without_axes(shape, (axis,))
+    if target.dtype in _WIDE and target.shape == input.shape:
+        if target.requires_grad and torch.is_grad_enabled():
+            raise TypeError("target is a tensor that requires grad: pass target.detach()")
+        return axis
     if target.dtype not in _INTEGERS:
-        if target.dtype in _WIDE and target.shape == input.shape:
-            raise NotImplementedError("targets that are probabilities are not implemented yet")
-        raise TypeError(f"target has dtype {target.dtype}, expected an integer type")
+        raise TypeError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, expected an integer "
+            f"type, or a floating one and the shape of input, {shape}"
+        )
     if tuple(target.shape) != samples:
         raise ValueError(
             f"target has shape {tuple(target.shape)}, expected {samples}: "
@@ -429,16 +433,16 @@ def _cross_entropy(
     weight: Tensor | None,
     options: tuple[int, int, int, float],
     dtype: torch.dtype,
-    *,
-    with_gradient: bool,
+    gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss in `dtype`, and the gradient with respect to input, of half types in float32."""
+    """The loss in `dtype`, and the gradient with respect to input in its own, if one is named."""
     axis, ignore_index, reduction, label_smoothing = options
     loss = gradient = None
     if reduction == 0:
-        loss = torch.empty(target.shape, dtype=dtype, device="cpu")
-    if with_gradient:
-        gradient = torch.empty_like(input, dtype=_WIDE[input.dtype], requires_grad=False)
+        samples = _arrays.without_axes(tuple(input.shape), (axis,))
+        loss = torch.empty(samples, dtype=dtype, device="cpu")
+    if gradient_dtype is not None:
+        gradient = torch.empty_like(input, dtype=gradient_dtype, requires_grad=False)
     reduced = _core.cross_entropy(
         _view(input),
         _view(target),
@@ -452,7 +456,7 @@ def _cross_entropy(
         reduction,
         None if loss is None else _view(loss),
         None if gradient is None else _view(gradient),
-        _bits(input, gradient, weight, None, loss) | _LOSS_BITS[dtype],
+        _bits(input, gradient, weight, None, loss, target) | _LOSS_BITS[dtype],
         0.0,
         0.0,
         None,
@@ -512,7 +516,7 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
     """The gradient of the loss is computed in forward and handed over by the first backward.
 
     It is scaled in place there. Should another backward come (``retain_graph=True``), it is
-    computed again.
+    computed again; likewise where a gradient that is rounded to a half type has to be scaled.
     """
 
     @staticmethod
@@ -524,9 +528,9 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
         options: tuple[int, int, int, float],
         dtype: torch.dtype,
     ) -> Tensor:
-        loss, ctx.gradient = _cross_entropy(
-            input, target, weight, options, dtype, with_gradient=True
-        )
+        is_reduced = options[2] != 0
+        gradient_dtype = input.dtype if is_reduced else _WIDE[input.dtype]
+        loss, ctx.gradient = _cross_entropy(input, target, weight, options, dtype, gradient_dtype)
         ctx.save_for_backward(input, target, weight)
         ctx.options, ctx.dtype, ctx.input_dtype = options, dtype, input.dtype
         return loss
@@ -535,18 +539,21 @@ class _CrossEntropy(_Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient: Any
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            input, target, weight = ctx.saved_tensors
-            gradient = _cross_entropy(
-                input, target, weight, ctx.options, ctx.dtype, with_gradient=True
-            )[1]
         axis, ignore_index, reduction, _ = ctx.options
         factor = grad_output.detach()
+        wide = _WIDE[ctx.input_dtype]
+        is_scaled = reduction == 0 or factor.item() != 1.0
+        if gradient is None or (is_scaled and gradient.dtype is not wide):
+            input, target, weight = ctx.saved_tensors
+            gradient = _cross_entropy(input, target, weight, ctx.options, ctx.dtype, wide)[1]
         if reduction == 0:
             gradient.mul_(factor.unsqueeze(axis))
-            if not torch.isfinite(factor).all():  # 0 * inf: what is ignored stays 0
-                gradient.masked_fill_((ctx.saved_tensors[1] == ignore_index).unsqueeze(axis), 0.0)
-        elif factor.item() != 1.0:
+            classes = ctx.saved_tensors[1]
+            if (
+                classes.dtype in _INTEGERS and not torch.isfinite(factor).all()
+            ):  # 0 * inf: what is ignored stays 0
+                gradient.masked_fill_((classes == ignore_index).unsqueeze(axis), 0.0)
+        elif is_scaled:
             gradient.mul_(factor)
         gradient = gradient.to(ctx.input_dtype)
         if torch.is_grad_enabled():
