@@ -8,10 +8,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "dispatch.h"
 #include "fpenv.h"
@@ -280,10 +282,30 @@ uint64_t as_axes(PyObject* object, int ndim) {
 // Small work is done before another thread would have got the GIL.
 constexpr size_t kKeepGil = 4096;
 
+// Gives the GIL up, and takes it again at the end. CPython before 3.14 ends a daemon thread that wants the GIL after the
+// interpreter's end by unwinding its stack: through destructors that need the GIL, or into std::terminate. Such a thread
+// waits here for the end of the process, as in 3.14.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // Runs f without the GIL, and with default rounding.
 template <class F>
 auto compute(size_t elements, F f) {
-  std::optional<py::gil_scoped_release> released;
+  std::optional<ReleasedGil> released;
   if (elements > kKeepGil) released.emplace();
   const DefaultFpEnvironment environment;
   return f();

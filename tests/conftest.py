@@ -14,10 +14,9 @@ from support import FUSED, using
 MARKERS = {
     "slow": "takes more than ten seconds",
     "large": "needs more than 1 GB of memory",
-    "unfinished": "asks for more than holds today (run with -m unfinished)",
     "exhaustive": "every float32 input; minutes (run with -m exhaustive)",
 }
-OPT_IN = ("large", "exhaustive", "unfinished")
+OPT_IN = ("large", "exhaustive")
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
 hypothesis.settings.register_profile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import softlane
-from support import INTEGERS, Array
+from softlane import _core
+from support import INTEGERS, Array, using
 
-EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "1500"))
+EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "500"))  # on each instruction set
 EPSILON = 2.0**-52
 SIGNED = [d for d in INTEGERS if d.kind == "i"]
 seeds = st.integers(0, 2**32 - 1)
@@ -32,6 +34,13 @@ def examples(share: float) -> settings:
 
 def imported(name: str) -> Any:
     return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="module", params=_core.isas_usable(), autouse=True)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each usable one in turn; of the module, as hypothesis wants it."""
+    with using(request.param):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -76,6 +77,15 @@ def calls(x: Array) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """No garbage collection: hypothesis measures its time, in floating point."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("before", [0, INEXACT, INVALID], ids=["none", "inexact", "invalid"])
 def test_exception_flags_stay_as_they_were(isa: str, before: int) -> None:
     m = libm()

@@ -17,18 +17,18 @@ import pytest
 
 import softlane
 from softlane import _core
-from support import INTEGERS, Array, assert_same_bits, exported, output_of, run_python
+from support import INTEGERS, Array, assert_same_bits, exported, output_of
 
 try:
     exporters: Any = import_module("_testbuffer")  # CPython's own, for its tests
 except ImportError:
     exporters = None
 
-# Unfinished: a few lying exporters still crash inside NumPy, and broadcast arrays of 2**60 elements take for ever.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.unfinished]
+pytestmark = pytest.mark.timeout(120)
 needs_exporters = pytest.mark.skipif(exporters is None, reason="needs CPython's _testbuffer")
 
 REFUSED = (TypeError, ValueError, BufferError)
+NUMPY_2 = not np.__version__.startswith("1.")
 VALUES = [3, 1, 2, 0]
 EXPECTED = softlane.softmax(np.array(VALUES, np.float64))
 
@@ -37,8 +37,8 @@ EXPECTED = softlane.softmax(np.array(VALUES, np.float64))
 
 
 def is_number(code: str, order: str) -> bool:
-    """Whether the format is that of a dtype that softmax takes (NumPy has no n and N with a byte order)."""
-    return code in "bBhHiIlLqQefd" or (code in "nN" and order in "@")
+    """Whether the format is that of a dtype that softmax takes (NumPy 2 has n and N, without a byte order)."""
+    return code in "bBhHiIlLqQefd" or (NUMPY_2 and code in "nN" and order in "@")
 
 
 @needs_exporters
@@ -153,6 +153,7 @@ def test_exporters_without_strides() -> None:
     assert output_of(WITHOUT_STRIDES) == "alive\n"
 
 
+@pytest.mark.filterwarnings("ignore:The .u. type code")
 def test_an_array_of_characters_is_refused() -> None:
     with pytest.raises(REFUSED):
         softlane.softmax(array.array("u", "abc"))
@@ -185,16 +186,17 @@ def test_suboffsets_are_refused() -> None:
 @needs_exporters
 def test_more_than_64_dimensions_are_refused() -> None:
     source = exporters.ndarray([1.0], shape=[1] * 65, format="d", flags=exporters.ND_WRITABLE)
-    good = np.zeros([1] * 64)
+    most = 64 if NUMPY_2 else 32
+    good = np.zeros([1] * most)
     for call in (
         lambda: softlane.softmax(source),
         lambda: softlane.softmax(good, out=source),
         lambda: _core.softmax(source, source, (0,), None, 1.0, False, 0),
-        lambda: _core.softmax(good, good, (64,), None, 1.0, False, 0),
+        lambda: _core.softmax(good, good, (most,), None, 1.0, False, 0),
     ):
         with pytest.raises(REFUSED):
             call()
-    assert softlane.softmax(good, axis=63).ravel()[0] == 1
+    assert softlane.softmax(good, axis=most - 1).ravel()[0] == 1
 
 
 @needs_exporters
@@ -228,6 +230,49 @@ def test_strides_that_are_no_multiple_of_the_item(isa: str) -> None:
         begin = 3 + at // 9 * 99 + at % 9 * 11
         touched[begin : begin + 8] = True
     assert (room[~touched] == before[~touched]).all()
+
+
+def test_no_dimensions(isa: str) -> None:
+    for source in (np.array(3.0), exported(np.array(3.0)), ctypes.c_double(3.0)):
+        out = np.empty(())
+        assert softlane.softmax(source, out=out) is out
+        assert out == 1
+        assert softlane.logsumexp(source) == 3
+
+
+def test_a_released_memoryview() -> None:
+    """Before the call it is an error; during the call nothing can take the memory away."""
+    good, room = np.zeros(4), bytearray(32)
+    view: Any = memoryview(room).cast("d")
+    view.release()
+    for call in (
+        lambda: softlane.softmax(view),
+        lambda: softlane.softmax(good, out=view),
+        lambda: softlane.softmax(good, where=view),
+        lambda: _core.softmax(view, good, (0,), None, 1.0, False, 0),
+    ):
+        with pytest.raises(REFUSED):
+            call()
+    assert not good.any()
+    room.append(0)  # BufferError if an export were still held
+    held = _Holder(room[:32])
+    assert softlane.softmax(memoryview(held.room).cast("d"), dtype=held).dtype == np.float64
+    assert held.refused == [True]
+
+
+class _Holder:
+    """Stands for a dtype, and tries to change the buffer's size when it is asked for it: in the midst of a call."""
+
+    def __init__(self, room: bytearray) -> None:
+        self.room, self.refused = room, list[bool]()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        try:
+            self.room.append(0)
+        except BufferError:
+            self.refused.append(True)
+        return np.dtype(np.float64)
 
 
 # ---- outputs --------------------------------------------------------------------------------------------------------
@@ -306,24 +351,26 @@ def lie(text, itemsize, shape, strides, length):
     kept.append(view)
     return as_memoryview(view)
 
-where, arguments = sys.argv[1], eval(sys.argv[2])
-liar = lie(*arguments)
-good = np.zeros([2] * len(arguments[2]), np.float32)
-try:
-    if where == "x":
-        softlane.softmax(liar)
-    elif where == "out":
-        softlane.softmax(good, out=liar)
-    elif where == "where":
-        softlane.softmax(good, where=liar)
-    elif where == "targets":
-        softlane.cross_entropy(good.reshape(-1, 2), liar)
+where = sys.argv[1]
+for name, arguments in eval(sys.argv[2]).items():
+    print(name, end=": ", flush=True)
+    liar = lie(*arguments)
+    good = np.zeros([2] * len(arguments[2]), np.float32)
+    try:
+        if where == "x":
+            softlane.softmax(liar)
+        elif where == "out":
+            softlane.softmax(good, out=liar)
+        elif where == "where":
+            softlane.softmax(good, where=liar)
+        elif where == "targets":
+            softlane.cross_entropy(good.reshape(-1, 2), liar)
+        else:
+            _core.softmax(liar, liar, (0,), None, 1.0, False, 0)
+    except (TypeError, ValueError, BufferError, MemoryError):
+        print("refused", flush=True)
     else:
-        _core.softmax(liar, liar, (0,), None, 1.0, False, 0)
-except (TypeError, ValueError, BufferError, MemoryError, RuntimeWarning) as error:
-    print("refused")
-else:
-    print("computed")
+        print("computed", flush=True)
 """
 LIES: dict[str, tuple[bytes, int, tuple[int, ...], tuple[int, ...], int]] = {
     "float of 8 bytes": (b"f", 8, (4,), (8,), 32),
@@ -343,11 +390,10 @@ LIES: dict[str, tuple[bytes, int, tuple[int, ...], tuple[int, ...], int]] = {
 
 
 @pytest.mark.parametrize("where", ["x", "out", "where", "targets", "the extension module"])
-@pytest.mark.parametrize("lie", list(LIES))
-def test_exporters_that_lie(lie: str, where: str) -> None:
+def test_exporters_that_lie(where: str) -> None:
     """An error, for all that can be told from the description itself."""
-    done = run_python(LIE, where, repr(LIES[lie]), timeout=60)
-    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr[-2000:]
+    printed = output_of(LIE, where, repr(LIES), timeout=60)
+    assert printed == "".join(f"{name}: refused\n" for name in LIES)
 
 
 # ---- sizes near the limits ------------------------------------------------------------------------------------------
@@ -357,46 +403,41 @@ import sys
 import numpy as np
 import softlane
 
-x = np.broadcast_to(np.float32(1), eval(sys.argv[1]))
-function, axis = sys.argv[2], eval(sys.argv[3])
-try:
-    if function == "cross_entropy":
-        y = np.zeros(softlane._arrays.without_axes(x.shape, (axis % x.ndim,)), np.int8)
-        softlane.cross_entropy(x, y, axis, reduction="none", label_smoothing=0.1)
-    elif function == "cross_entropy_with_grad":
-        shape = softlane._arrays.without_axes(x.shape, (axis % x.ndim,))
-        y = np.broadcast_to(np.int8(0), shape)
-        softlane.cross_entropy_with_grad(x, y, axis)
-    elif function == "softmax_backward":
-        softlane.softmax_backward(x, x, axis)
+function = sys.argv[1]
+for shape, axis in eval(sys.argv[2]):
+    x = np.broadcast_to(np.float32(1), shape)
+    y = np.broadcast_to(np.int8(0), softlane._arrays.without_axes(shape, (axis,)))
+    try:
+        if function == "cross_entropy":
+            softlane.cross_entropy(x, y, axis, reduction="none", label_smoothing=0.1)
+        elif function == "cross_entropy_with_grad":
+            softlane.cross_entropy_with_grad(x, y, axis)
+        elif function == "softmax_backward":
+            softlane.softmax_backward(x, x, axis)
+        else:
+            getattr(softlane, function)(x, axis)
+    except MemoryError:
+        assert x.size, shape
     else:
-        getattr(softlane, function)(x, axis)
-except MemoryError:
-    print("MemoryError")
-else:
-    assert x.size == 0 or function == "logsumexp"
-    print("computed")
+        assert x.size == 0, shape
+print("right")
 """
 FUNCTIONS = ["softmax", "logsumexp", "cross_entropy", "cross_entropy_with_grad", "softmax_backward"]
+# With their axes. To reduce 2**60 elements to a few would take for ever, so that is left out.
+LIMITS = [
+    ((1 << 60, 1), 1),
+    ((1 << 60, 0), 0),
+    ((0, 1 << 60), 1),
+    ((1 << 30, 0, 1 << 30), 0),
+    ((1 << 30, 1, 1 << 30), 1),
+    (((1 << 61) - 1, 1), 1),
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        ((1 << 60, 1), 1),
-        ((1 << 60, 0), 0),
-        ((0, 1 << 60), 1),
-        ((1 << 30, 0, 1 << 30), 0),
-        ((1 << 30, 1, 1 << 30), 1),
-        (((1 << 61) - 1, 1), -1),
-    ],
-    ids=str,
-)
-def test_shapes_near_the_limit(function: str, shape: tuple[int, ...], axis: int) -> None:
+def test_shapes_near_the_limit(function: str) -> None:
     """An array without elements is computed at once, one that no memory holds is a MemoryError."""
-    printed = output_of(HUGE, repr(shape), function, repr(axis), timeout=30)
-    assert printed == ("computed\n" if 0 in shape else "MemoryError\n")
+    assert output_of(HUGE, function, repr(LIMITS), timeout=30) == "right\n"
 
 
 # ---- memory that changes during a call ----------------------------------------------------------------------------
@@ -462,7 +503,7 @@ print(done, refused, flips)
 @pytest.mark.parametrize("layout", ["rows", "columns", "packed"])
 def test_targets_that_another_thread_changes(isa: str, layout: str) -> None:
     """A target that is out of range only after the check never leads outside its row."""
-    done, refused, flips = map(int, output_of(CHANGING, isa, "targets", layout, "2").split())
+    done, refused, flips = map(int, output_of(CHANGING, isa, "targets", layout, "0.5").split())
     assert done + refused > 10
     assert refused > 0, "no call met a bad target: the test shows nothing"
     assert flips > 10
@@ -471,7 +512,7 @@ def test_targets_that_another_thread_changes(isa: str, layout: str) -> None:
 @pytest.mark.parametrize("kind", ["logits", "weight", "where"])
 def test_other_arguments_that_another_thread_changes(kind: str) -> None:
     isa = _core.get_isa()
-    done, refused, flips = map(int, output_of(CHANGING, isa, kind, "rows", "0.7").split())
+    done, refused, flips = map(int, output_of(CHANGING, isa, kind, "rows", "0.5").split())
     assert done + refused > 5
     assert flips > 5
 

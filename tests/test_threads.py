@@ -156,14 +156,16 @@ def test_changing_the_count_while_calls_run() -> None:
             softlane.set_num_threads(count)
             count = count % 5 + 1
 
-    changer = threading.Thread(target=change)
-    changer.start()
+    changers = [threading.Thread(target=change) for _ in range(4)]
+    for changer in changers:
+        changer.start()
     try:
         for _ in range(60):
             assert_same_bits(softlane.softmax(x), expected)
     finally:
         stop.set()
-        changer.join(10)
+        for changer in changers:
+            changer.join(10)
 
 
 def test_an_error_in_one_thread_leaves_the_others_alone() -> None:
@@ -204,6 +206,93 @@ def test_calls_at_interpreter_exit() -> None:
         "softlane.softmax(x); atexit.register(lambda: print(softlane.softmax(x)[0, 0]))"
     )
     assert abs(float(output_of(code)) - 0.002) < 1e-12
+
+
+def test_32_threads_at_once(isa: str) -> None:
+    rng = rng_for("32")
+    inputs = [rng.standard_normal((30 + 40 * (i % 5), 501)).astype("fd"[i % 2]) for i in range(32)]
+    expected = [(softlane.softmax(x), softlane.logsumexp(x, 0)) for x in inputs]
+    together = threading.Barrier(32)
+
+    def work(i: int) -> None:
+        together.wait(30)
+        for _ in range(5):
+            assert_same_bits(softlane.softmax(inputs[i]), expected[i][0])
+            assert_same_bits(softlane.logsumexp(inputs[i], 0), expected[i][1])
+
+    with threads(4), ThreadPoolExecutor(32) as pool:
+        list(pool.map(work, range(32), timeout=60))
+
+
+def test_calls_inside_a_call() -> None:
+    """A call converts its arguments by their own methods, which may call too."""
+    x = rng_for("inside").standard_normal((600, 500))
+    expected = softlane.softmax(x)
+
+    class Inner:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            with softlane.num_threads(2):
+                assert_same_bits(softlane.softmax(x), expected)
+            return x
+
+    with threads(3):
+        assert_same_bits(softlane.softmax(Inner()), expected)
+
+
+# The end of the process, and other interpreters in it
+
+BUSY = """
+import sys, threading, time
+import numpy as np
+import softlane
+softlane.set_num_threads(3)
+x = np.ones((4000, 500))
+def work():
+    while True:
+        softlane.softmax(x)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "import os; os._exit(0)"])
+def test_exit_while_the_pool_is_busy(end: str) -> None:
+    for _ in range(3):
+        assert output_of(BUSY + end, timeout=30) == "done\n"
+
+
+INSIDE = """
+try:
+    import softlane
+    assert softlane.softmax([0.0, 0.0])[0] == 0.5
+    print("works", flush=True)
+except (ImportError, RuntimeWarning, UserWarning) as error:
+    print("refused:", str(error).splitlines()[0], flush=True)
+"""
+SUBINTERPRETER = """
+import sys
+import softlane
+if sys.version_info >= (3, 13):
+    import _interpreters as interpreters
+    other = interpreters.create("legacy")
+else:
+    import _xxsubinterpreters as interpreters
+    other = interpreters.create(isolated=False)
+interpreters.run_string(other, sys.argv[1])
+interpreters.destroy(other)
+assert softlane.softmax([0.0, 0.0])[0] == 0.5
+print("after")
+"""
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython's interpreters")
+def test_a_subinterpreter() -> None:
+    """It works there or says why not, and goes on working here."""
+    first, last = output_of(SUBINTERPRETER, INSIDE).splitlines()
+    assert first == "works" or first.startswith("refused:")
+    assert last == "after"
 
 
 # The GIL

@@ -144,7 +144,9 @@ def _is_sound(view: memoryview) -> bool:
     known = sizes.get(code) if len(order) <= 1 else None
     items = math.prod(view.shape or ())
     return (
-        view.format != ""
+        0
+        < len(view.format)
+        < 1000  # in a time quadratic in it NumPy would find that it is no number
         and known in (None, view.itemsize)
         and items * view.itemsize == view.nbytes
     )
