@@ -177,7 +177,7 @@ struct PackedRow {
     }
     if (slots[0].factor > 1) find_center(slots[0]);
   }
-  // The largest element that counts. Softmax and losses depend on differences alone.
+  // The largest element that counts, if it is large. Softmax and losses depend on differences alone.
   void find_center(Slot& slot) const {
     double max = -kInf;
     const auto see = [&](char* from, ptrdiff_t step, size_t, size_t n) {
@@ -198,7 +198,8 @@ struct PackedRow {
                   }
                 });
     }
-    slot.center = std::isfinite(max) ? max : 0;
+    // Where nothing can overflow the difference's rounding would cost digits.
+    slot.center = std::isfinite(max) && std::abs(max) > 0x1p400 ? max : 0;
   }
   bool whole() const { return plan->classes <= kChunk; }
   const ChunkIo* chunked() {
@@ -613,7 +614,7 @@ class CrossEntropy {
     batch.coef = coef;
     batch.weighs = a_.sample_weight != nullptr;
     batch.loss = loss;
-    batch.divisor = divisor;
+    batch.divisor = divisor / compute_.factor;  // which the gradient lacks
     batch.weight = weights_;
     batch.weight_sum = weight_sum_;
     batch.smoothing = a_.label_smoothing;
@@ -921,11 +922,12 @@ void segment_logsumexp(const View& x, const View& out, const std::vector<int64_t
 
 void softmax_backward(const View& grad_output, const View& output, const View& out, uint64_t axes,
                       double temperature, bool log) {
-  Compute compute = make_compute(grad_output, &out, nullptr, temperature, false);
   const bool same = output.dtype == grad_output.dtype && output.dtype == out.dtype;
-  if (!same) compute.type = DType::kFloat64;
-  compute.scale = make_scale(temperature);
+  Compute compute = make_compute(grad_output, &out, nullptr, temperature, !same);
   compute.direct = compute.direct && same && output.aligned();
+  // 1/T alone is needed here, and has to be an ordinary number.
+  compute.factor = temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
+  compute.scale = make_scale(temperature * compute.factor);
   Plan plan = make_plan(out.ndim, out.shape.data(), axes,
                         {grad_output.strides.data(), output.strides.data(), out.strides.data()});
   if (plan.samples == 0 || plan.classes == 0) return;
@@ -945,6 +947,11 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
+      if (compute.factor != 1) {
+        row.slots[2].adjust = [&](double* x, size_t, size_t n) {
+          for (size_t i = 0; i < n; ++i) x[i] *= compute.factor;
+        };
+      }
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       if (mode == Mode::kPacked) {

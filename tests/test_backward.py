@@ -122,6 +122,49 @@ def test_gradients_of_every_size(isa: str, dtype: DType) -> None:
     check_ulp(softlane.log_softmax_backward(g, lp), oracle.log_softmax_backward(g, lp))
 
 
+def test_unequal_sizes(isa: str) -> None:
+    """What is far larger, or far smaller, than the rest of its row takes nothing from it."""
+    for g, y in [
+        ([2e-289, 0, -5.5e306], [0.5, 0.5, 0]),
+        ([1.4e-309, -1.3e-309, 1e-309], [0.3, 0.3, 0.4]),
+        ([1e-200, 1e305, 1], [1, 0, 1e-300]),
+    ]:
+        g64, y64 = np.array(g), np.array(y)
+        check_ulp(softlane.softmax_backward(g64, y64), oracle.softmax_backward(g64, y64))
+    for log_y in (-1e128, -3000.0, -1500.0, -1060.0, -1054.0, -700.0):
+        g64, y64 = np.array([1e-200, 1e304]), np.array([log_y, 0])
+        check_ulp(softlane.log_softmax_backward(g64, y64), oracle.log_softmax_backward(g64, y64))
+    for log_y in (-1e30, -200.0, -135.0, -131.0, -90.0):
+        g32, y32 = np.array([0, 1e20], np.float32), np.array([log_y, 0], np.float32)
+        check_ulp(softlane.log_softmax_backward(g32, y32), oracle.log_softmax_backward(g32, y32))
+
+
+@both
+@pytest.mark.parametrize("temperature", [5e-324, 1e-305, 1e-250, 1e250, 1e308])
+def test_extreme_temperatures(isa: str, name: str, temperature: float) -> None:
+    rng = rng_for("temperature", temperature)
+    g = rng.standard_normal((20, 9))
+    y = ORACLES_FORWARD[name](10 * rng.standard_normal((20, 9))).value.astype(np.float64)
+    got = BACKWARD[name](g, y, temperature=temperature)
+    check_ulp(got, ORACLES[name](g, y, temperature=temperature))
+
+
+@both
+@every_float
+def test_short_rows_and_columns_that_are_not_ordinary(isa: str, name: str, dtype: DType) -> None:
+    """One such row leaves the bits of those that share its vectors alone, wherever it lies."""
+    for n in (1, 2, 7, 16, 23, 40):
+        _, g, y, _ = case(name, dtype, n, 1.0)
+        g[2] = {4: 3e33, 8: 1e200}.get(dtype.itemsize, nan)
+        g[5] = 0
+        expected = np.stack([BACKWARD[name](g[r], y[r]) for r in range(len(g))])
+        assert_same_bits(BACKWARD[name](g, y), expected, f"rows of {n}")
+        g, y = np.ascontiguousarray(g.T), np.ascontiguousarray(y.T)
+        assert_same_bits(BACKWARD[name](g, y, axis=0).T, expected, f"columns of {n}")
+        BACKWARD[name](g, y, axis=0, out=g)
+        assert_same_bits(g.T, expected, f"columns of {n} in place")
+
+
 @both
 def test_sums_that_cancel(isa: str, name: str) -> None:
     """The ulp is that of the largest term: |y| (|g| + sum |g y|), and |g| + exp(y) |sum g|."""

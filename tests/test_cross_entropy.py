@@ -710,3 +710,11 @@ def test_grad_out_over_the_logits(isa: str) -> None:
         assert grad_2 is x
         assert_same_bits(loss_2, loss)
         assert_same_bits(x, grad)
+
+
+@pytest.mark.parametrize("temperature", [1e-305, 1e-250, 1e250, 1e305])
+def test_gradients_at_extreme_temperatures(isa: str, temperature: float) -> None:
+    rng = rng_for("extreme", temperature)
+    x, y = rng.standard_normal((6, 9)) * min(temperature, 1.0), rng.integers(0, 9, 6)
+    _, grad = softlane.cross_entropy_with_grad(x, y, temperature=temperature, reduction="none")
+    check_ulp(grad, oracle.cross_entropy(x, y, temperature=temperature).grad)

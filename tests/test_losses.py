@@ -1049,3 +1049,14 @@ def test_the_likeliest_class_lies_inside_where(isa: str, dtype: DType) -> None:
     _, stats = softlane.cross_entropy(x, t, where=mask, return_stats=True)
     check_ulp(stats.log_prob, exact.log_prob)
     assert np.array_equal(stats.correct, exact.correct)
+
+
+def test_penalty_is_nothing_where_the_probability_is(isa: str) -> None:
+    x = np.array([[6e31, 5e31, 1, 6e31]] * 2, np.float32)
+    for rows in (x, np.tile(x, 30)):  # a panel, and rows by themselves
+        _, grad = softlane.cross_entropy_with_grad(
+            rows, [1, 2], z_loss=0.01, temperature=100.0, reduction="sum"
+        )
+        assert grad[0, 1] == -0.01 * np.float32(1), "the target's: -1/T"
+        assert grad[1, 2] == -0.01 * np.float32(1)
+        assert (grad[:, [0, 3]] > 1e22).all() and grad[0, 2] == 0 and grad[1, 1] == 0

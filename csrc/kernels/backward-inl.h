@@ -54,17 +54,16 @@ inline W DivideByTemperature(W x, const Scale& scale) {
   return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
 }
 
-// The unit in which the terms of a row are summed, so that the sum cannot overflow where the result does
-// not: 1 but for gradients near the largest double.
-template <class T>
-inline double SumUnit(const BackwardBatch& b, size_t row) {
-  if constexpr (sizeof(T) < sizeof(double)) {
-    return 1;  // summed in double
-  } else {
-    F64 max = F64::Set(0);
-    ForPairVectors<T>(b, row, 0, [&](F64 g, F64) { max = Max(Abs(g), max); });
-    return MaxLane(max) > 0x1p900 ? 0x1p-64 : 1;
-  }
+// The largest |g| of a row, with kMasked among the elements whose y is not 0.
+template <bool kMasked, class T>
+inline double LargestGrad(const BackwardBatch& b, size_t row) {
+  using V = Vec<T>;
+  const V zero = V::Set(0);
+  V max = zero;
+  ForPairVectors<T>(b, row, 0, [&](V g, V y) {
+    max = Max(kMasked ? IfThenElse(Eq(y, zero), zero, Abs(g)) : Abs(g), max);
+  });
+  return static_cast<double>(MaxLane(max));
 }
 
 // A running sum of floats, or of products of two, in double, whose own errors are far below theirs.
@@ -188,12 +187,14 @@ inline typename V::Mask NotZero(W x) {
 
 // ---- softmax ------------------------------------------------------------------------------------
 
-// y·(g - Σ)·inverse for numbers whose products would leave the normal range; y == 0 gives 0.
-SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, Double2<F64> inverse) {
+// y·(g - unit·Σ)·inverse for numbers whose products would leave the normal range; y == 0 gives 0.
+SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, F64 unit,
+                                          Double2<F64> inverse) {
   const F64 zero = F64::Set(0);
-  const F64 lifted = Mul(y, F64::Set(PowerOfTwo(kLift)));
+  const F64 raised = Mul(y, F64::Set(PowerOfTwo(kLift)));
+  const Double2<F64> up = TwoProd(raised, g);
+  const F64 lifted = Mul(raised, unit);
   const Double2<F64> down = TwoProd(lifted, dot.hi);
-  const Double2<F64> up = TwoProd(lifted, g);
   const Double2<F64> all =
       Add(up, Double2<F64>{Sub(zero, down.hi), Sub(zero, MulAdd(lifted, dot.lo, down.lo))});
   return IfThenElse(Eq(y, zero), zero, ScaleDown(Mul(all, inverse)));
@@ -218,7 +219,7 @@ struct SoftmaxGrad {
       const W r = Mul(Widen(y), Sub(Widen(g), dot.Both()));
       return Narrow(r, static_cast<V*>(nullptr));
     } else {
-      return SmallSoftmaxGrad(y, g, {dot.hi, dot.lo}, ToDouble2(V::Set(1)));
+      return SmallSoftmaxGrad(y, g, {dot.hi, dot.lo}, V::Set(1), ToDouble2(V::Set(1)));
     }
   }
   // Samples in which g - Σ cannot overflow and what is left of Σ is a normal number: 1, others 0.
@@ -251,7 +252,9 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   using V = Vec<T>;
   using W = Wide<V>;
   const W zero = W::Set(0);
-  const double unit = SumUnit<T>(b, row);
+  // The products in a unit in which they are ordinary numbers.
+  const double largest = LargestGrad<true, T>(b, row);
+  const double unit = largest > 0x1p900 ? 0x1p-64 : largest < 0x1p-700 ? 0x1p300 : 1;
   const Double2<F64> total = MaskedDot<T>(b, row, unit);
   const Double2<W> dot = {W::Set(FirstLane(total.hi)), W::Set(FirstLane(total.lo))};
   // With a sum of this size the products of a y from 2^-400 on are normal numbers.
@@ -270,7 +273,7 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
       if (!AnyTrue(Lt(yv, least))) return r;
       const auto tiny = Lt(Add(Abs(Mul(yv, gv)), Abs(part)), W::Set(0x1p-900));
       const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
-      return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, inverse), r);
+      return IfThenElse(Or(tiny, Eq(yv, zero)), SmallSoftmaxGrad(yv, gv, dot, back, inverse), r);
     }
   });
 }
@@ -385,7 +388,7 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   using W = Wide<V>;
   using Format = ExpFormat<double>;
   const W zero = W::Set(0);
-  const double unit = SumUnit<T>(b, row);
+  const double unit = LargestGrad<false, T>(b, row) > 0x1p900 ? 0x1p-64 : 1;
   ExactSum<W> sum;
   W top = zero;
   ForPairVectors<T>(b, row, 0, [&](V g, V y) {
@@ -413,16 +416,27 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   MapPairs<T>(b, row, [&](V g, V y) {
     const W gv = Widen(g), yv = Widen(y);
     V* tag = nullptr;
-    const Double2<W> e = ExactValue(Exp(IfThenElse(Lt(W::Set(max), yv), W::Set(max), yv), ref));
-    const Double2<W> product = Safe(Mul(e, Double2<W>{mantissa, rest}));
+    // Below the floor exp(y) is the square of exp(y/2): times the largest Σ it can still be a number.
+    const auto deep = Lt(IfThenElse(Eq(W::Set(max), zero), yv, zero), ref.floor);
+    const W half = IfThenElse(deep, Mul(yv, W::Set(0.5)), yv);
+    const Double2<W> e = ExactValue(Exp(IfThenElse(Lt(W::Set(max), half), W::Set(max), half), ref));
+    Double2<W> product = Mul(e, Double2<W>{mantissa, rest});
+    W unlift = W::Set(1);
+    if (AnyTrue(deep)) {
+      const W spare = W::Set(PowerOfTwo(600 - static_cast<int>(Format::kSpare)));
+      const Double2<W> square = Mul(product, Double2<W>{Mul(e.hi, spare), Mul(e.lo, spare)});
+      product = {IfThenElse(deep, square.hi, product.hi), IfThenElse(deep, square.lo, product.lo)};
+      unlift = IfThenElse(deep, W::Set(0x1p-600), unlift);
+    }
+    product = Safe(product);
     const auto gone = Eq(yv, W::Set(-kInf));
-    const W high = IfThenElse(gone, zero, rescale(product.hi));
-    const W low = IfThenElse(gone, zero, rescale(product.lo));
+    const W high = IfThenElse(gone, zero, Mul(rescale(product.hi), unlift));
+    const W low = IfThenElse(gone, zero, Mul(rescale(product.lo), unlift));
     const W r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
     const auto tiny = Lt(Add(Abs(gv), Abs(high)), W::Set(0x1p-900));
     if (!AnyTrue(tiny)) return Narrow(r, tag);
-    const Double2<W> lifted = {IfThenElse(gone, zero, lift(product.hi)),
-                               IfThenElse(gone, zero, lift(product.lo))};
+    const Double2<W> lifted = {IfThenElse(gone, zero, Mul(lift(product.hi), unlift)),
+                               IfThenElse(gone, zero, Mul(lift(product.lo), unlift))};
     const Double2<W> all = Add(ToDouble2(Mul(gv, W::Set(PowerOfTwo(kLift)))),
                                Double2<W>{Sub(zero, lifted.hi), Sub(zero, lifted.lo)});
     return Narrow(IfThenElse(tiny, ScaleDown(Mul(all, inverse)), r), tag);

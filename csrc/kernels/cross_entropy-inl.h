@@ -325,6 +325,13 @@ inline double WeightOf(const LossBatch& b, size_t i, double* lo) {
   return weight;
 }
 
+// An exp that is not the floor's, which is worth nothing.
+template <class V, class W>
+inline Double2<W> LiveExp(Double2<W> e) {
+  const auto dead = Lt(e.hi, W::Set(Factor<V>::kLeast));
+  return {IfThenElse(dead, W::Set(0), e.hi), IfThenElse(dead, W::Set(0), e.lo)};
+}
+
 // What the gradients of a block of rows are made of, row by row.
 template <class V>
 struct RowGrads {
@@ -352,7 +359,7 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* 
     if (target - start < chunk) StoreOne(at_target, to + (target - start));
   };
   if (kept != nullptr) {
-    MapRow<V>(kept, grad, b.n, [&](size_t, V e) { return factor(e); });
+    MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor(e); });
     put_target(grad, 0, b.n);
     return;
   }
@@ -573,7 +580,7 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
     if (ignored[c]) PutNoStats(b, first + static_cast<size_t>(c));
   }
   if (b.grad == nullptr) return;
-  const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(V::Load(logit), ref)), terms);
+  const GradTerms<W> grads = SampleGrad(sample, LiveExp<V>(Widen(Exp(V::Load(logit), ref))), terms);
   const Factor<V> factor =
       PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
   const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
@@ -656,7 +663,7 @@ void CrossEntropyRows(const LossBatch& b) {
     for (size_t r = 0; r < rows.rows; ++r) b.loss[first + r] = Ignored(b, first + r) ? 0 : loss[r];
     if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
     if (b.grad == nullptr) return;
-    const RowGrads<V> grads(SampleGrad(sample, rows.Exps(V::Load(logit)), terms));
+    const RowGrads<V> grads(SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms));
     for (size_t r = 0; r < rows.rows; ++r) {
       T* grad = Step<T>(b.grad, first + r, b.grad_stride);
       if (Ignored(b, first + r)) {

@@ -329,7 +329,7 @@ template <class T, class F>
 inline void MapChunks(const T* x, T* out, size_t n, const ChunkIo* io, int out_operand, F f) {
   ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
     T* to = io == nullptr ? out : const_cast<T*>(p);
-    MapRow<Vec<T>>(p, to, count, [&](size_t, Vec<T> v) { return f(v); });
+    MapRow<Vec<T>>(p, to, count, [=](size_t, Vec<T> v) { return f(v); });
     if (io != nullptr) io->put(io->context, out_operand, start, count);
   });
 }
@@ -831,9 +831,10 @@ inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   const auto log_sum = SplitFor<V>(stats.LogSum());
   const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag),
                                       Narrow(log_sum.lo, tag), b.scale);
-  for (size_t i = 0; i < b.n; ++i) {
-    const V x = panel.Load(i);
-    out.Store(i, b.scale.unit ? map.Unit(x) : map.Scaled(x));
+  if (b.scale.unit) {
+    for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Unit(panel.Load(i)));
+  } else {
+    for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Scaled(panel.Load(i)));
   }
 }
 
@@ -987,7 +988,7 @@ void SoftmaxRows(const Batch& b) {
       const Factor<V> factor = factors[r];
       const auto write = [&](auto result) {
         if (kept[r] != nullptr) {
-          MapRow<V>(kept[r], out, b.n, [&](size_t, V e) { return result(e); });
+          MapRow<V>(kept[r], out, b.n, [=](size_t, V e) { return result(e); });
         } else {
           const ExpReference<V> ref = rows.Ref(r);
           MapChunks(rows.x[r], out, b.n, b.chunked, 1,
@@ -996,9 +997,9 @@ void SoftmaxRows(const Batch& b) {
       };
       if (certain[r] > 0) {
         const V exp = V::Set(static_cast<typename V::Scalar>(certain[r]));
-        write([&](V e) { return IfThenElse(Eq(e, exp), V::Set(1), factor(e)); });
+        write([=](V e) { return IfThenElse(Eq(e, exp), V::Set(1), factor(e)); });
       } else if (spare[r] >= 0) {
-        write([&](V e) { return factor.Plain(e); });
+        write([=](V e) { return factor.Plain(e); });
       } else {
         write(factor);
       }
@@ -1024,9 +1025,9 @@ void LogSoftmaxRows(const Batch& b) {
       T* out = Step<T>(b.out, first + r, b.out_stride);
       const LogMap<V> map = MakeLogMap<V>(set(max[r]), set(hi[r]), set(lo[r]), b.scale);
       if (b.scale.unit) {
-        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return map.Unit(v); });
+        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [=](V v) { return map.Unit(v); });
       } else {
-        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return map.Scaled(v); });
+        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [=](V v) { return map.Scaled(v); });
       }
     }
   });
@@ -1205,16 +1206,9 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   *w.sign = value > 0 ? 1 : value < 0 ? -1 : 0;
   *w.result = -kInf;
   if (value == 0) return;
-  const V flip = V::Set(*w.sign);
-  // Cancellation can leave less than a normal number; its logarithm is taken of a multiple.
-  const bool tiny = value < 0x1p-900 && value > -0x1p-900;
-  const V lift = V::Set(tiny ? 0x1p100 : 1);
-  const Double2<V> magnitude = {Mul(Mul(total.hi, flip), lift), Mul(Mul(total.lo, flip), lift)};
-  const V binades = V::Set(exponent - (tiny ? 100 : 0));
-  const Double2<V> ln2 = {V::Set(kLn2DDHi), V::Set(kLn2DDLo)};
-  Double2<V> result = Add(Log(magnitude), Mul(ToDouble2(binades), ln2));
-  result = Add(ToDouble2(shift), result);
-  *w.result = FirstLane(Add(result.hi, result.lo));
+  const ExpSumState sum_state{FirstLane(shift), exponent, value * *w.sign,
+                              FirstLane(total.lo) * *w.sign};
+  LogOfSums(&sum_state, w.result, 1);
 }
 
 // ---- elementary functions -----------------------------------------------------------------------

@@ -122,9 +122,7 @@ class Input:
     def temperature(self) -> float:
         if self.below(3):
             return 1.0
-        drawn = float(self.more.ConsumeFloat() if self.flag() else self.one_of(0.5, 0.7, 100.0))
-        # Beyond these gradients are not what they should be.
-        return min(max(drawn, 1e-200), 1e200) if 0 < drawn < np.inf else drawn
+        return float(self.more.ConsumeFloat() if self.flag() else self.one_of(0.5, 0.7, 100.0))
 
 
 def native(x: Any) -> Array:
@@ -158,7 +156,7 @@ def close(
     error = np.where(np.isfinite(value) & np.isfinite(exact.value), error, np.minimum(error, other))
     bar = bars.get(dtype.name, oracle.BARS[dtype.name]) + 0.01  # the reference rounds too
     tiny = np.ldexp(oracle.LD(1), oracle.FORMATS[dtype.name].min_exponent)
-    excess = error / np.where(exact.scale < tiny, min(bar, 2.01), bar)
+    excess = error / np.where(exact.scale < tiny, min(bar, 1.01), bar)
     if (excess > 1).any():
         at = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(excess > 1)))
         raise AssertionError(
@@ -347,8 +345,6 @@ def backward(draw: Input) -> None:
     g, y = draw.values(dtypes[0], shape), draw.values(same, shape)
     axis, t = draw.axis(len(shape)), draw.temperature()
     y = getattr(softlane, name.removesuffix("_backward"))(y, axis)
-    if name == "log_softmax_backward":
-        y = np.where(y > -80, y, y.dtype.type(-np.inf))  # between them exp(y) is not quite 0
     g, y = draw.place(g), draw.place(y)
     call = Call(draw, function, g, y)
     (got,) = call.run(lambda g, y: function(g, y, axis, temperature=t))
