@@ -541,7 +541,6 @@ class CrossEntropy {
       });
       return;
     }
-    const View& y = a_.targets;
     weight_sum_ = static_cast<double>(classes_);
     if (a_.label_smoothing != 0 && a_.weight != nullptr && plan_.samples != 0) {
       Sum weight_sum;

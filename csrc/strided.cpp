@@ -307,7 +307,7 @@ void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType t
       using T = decltype(tag);
       if constexpr (sizeof(From) >= 4 && std::is_floating_point_v<From> && !std::is_integral_v<T>) {
         for (size_t i = 0; i < count; ++i) {
-          store(from_double<T>(static_cast<double>(load<From>(p, false))), to, swapped);
+          store(from_double<T>(to_double(load<From>(p, false))), to, swapped);
           p += item;
           to += step;
         }

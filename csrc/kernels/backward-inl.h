@@ -121,10 +121,23 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
 }
 template <class T, class F>
 inline void ForPairPanels(const BackwardBatch& b, F f) {
-  ForPanels<T>(
-      b.grad, b.grad_stride, b.out, b.out_stride, b.count, [&](size_t first, auto panel, auto out) {
-        f(panel, Panel<T>{static_cast<const T*>(b.y) + first, b.y_stride, panel.columns}, out);
-      });
+  using Scalar = typename Vec<T>::Scalar;
+  constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
+  Scalar tile[kCopiedColumn * Vec<T>::kLanes];
+  ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
+               [&](size_t first, auto panel, auto out) {
+                 using P = decltype(panel);
+                 const Panel<T> y{static_cast<const T*>(b.y) + first, b.y_stride, panel.columns};
+                 P other{};
+                 if constexpr (sizeof(typename P::T) == sizeof(T)) other = y;
+                 if constexpr (sizeof(typename P::T) == sizeof(Scalar)) {
+                   if (b.n <= kCopiedColumn) {
+                     CopyPanel(y, b.n, tile);
+                     other = {tile, kStep, panel.columns};
+                   }
+                 }
+                 f(panel, other, out);
+               });
 }
 
 // A column of a panel as the chunks of a row.

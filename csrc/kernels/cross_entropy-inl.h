@@ -610,7 +610,7 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   ForPanels<T>(
-      b.x, b.x_stride, b.grad, b.grad_stride, b.count,
+      b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
       [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
 }
 

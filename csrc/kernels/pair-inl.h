@@ -18,6 +18,12 @@
 #define SOFTLANE_CALL __attribute__((noinline))
 #endif
 
+#if defined(__GNUC__)
+#define SOFTLANE_PREFETCH(p) __builtin_prefetch(p)
+#else
+#define SOFTLANE_PREFETCH(p) static_cast<void>(p)
+#endif
+
 // Loops over the vectors of a square, which have to stay in registers; the lanes of the generic set are
 // loops themselves.
 #if defined(__GNUC__) && !defined(__clang__) && SOFTLANE_BACKEND != SOFTLANE_IS_generic

@@ -639,6 +639,11 @@ struct Panel {
     const T* p = Step<const T>(x, i, stride);
     return columns == V::kLanes ? V::Load(p) : V::LoadN(p, columns, 0);
   }
+  // The same in the first sweep: the next panel's part of the row, which no processor foresees, is asked for.
+  SOFTLANE_INLINE V LoadFirst(size_t i) const {
+    SOFTLANE_PREFETCH(Step<const char>(x, i, stride) + 2 * V::kLanes * sizeof(T));
+    return Load(i);
+  }
 };
 template <class T>
 struct OutPanel {
@@ -657,15 +662,35 @@ struct OutPanel {
   }
 };
 
-// Calls f(first column, Panel, OutPanel) for every panel of the batch.
+// Columns up to this length that are read and written are worked on in a copy of the panel: rows far apart
+// compete for a few places in the caches, above all where their distance is a power of two.
+constexpr size_t kCopiedColumn = 256;
+
+template <class T>
+inline void CopyPanel(const Panel<T>& panel, size_t n, typename Vec<T>::Scalar* tile) {
+  for (size_t i = 0; i < n; ++i) Store(panel.LoadFirst(i), tile + i * Vec<T>::kLanes);
+}
+
+// Calls f(first column, Panel, OutPanel) for every panel of the batch. The OutPanel of a copy lies over it.
 template <class T, class F>
 inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
-                      size_t count, F f) {
-  constexpr size_t kLanes = Vec<T>::kLanes;
+                      size_t count, size_t n, F f) {
+  using V = Vec<T>;
+  using Scalar = typename V::Scalar;
+  constexpr size_t kLanes = V::kLanes;
+  constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+  Scalar tile[kCopiedColumn * kLanes];
   for (size_t c = 0; c < count; c += kLanes) {
     const int columns = static_cast<int>(Min(kLanes, count - c));
-    f(c, Panel<T>{static_cast<const T*>(x) + c, x_stride, columns},
-      OutPanel<T>{static_cast<T*>(out) + c, out_stride, columns});
+    const Panel<T> panel{static_cast<const T*>(x) + c, x_stride, columns};
+    const OutPanel<T> result{static_cast<T*>(out) + c, out_stride, columns};
+    if (n > kCopiedColumn || out == nullptr) {
+      f(c, panel, result);
+      continue;
+    }
+    CopyPanel(panel, n, tile);
+    f(c, Panel<Scalar>{tile, kStep, columns}, OutPanel<Scalar>{tile, kStep, columns});
+    for (size_t i = 0; i < n; ++i) result.Store(i, V::Load(tile + i * kLanes));
   }
 }
 
@@ -705,10 +730,10 @@ inline Range<typename P::V> PanelRange(const P& panel, size_t n) {
   Range<typename P::V> r0, r1;
   size_t i = 0;
   for (; i + 2 <= n; i += 2) {
-    r0.Add(panel.Load(i));
-    r1.Add(panel.Load(i + 1));
+    r0.Add(panel.LoadFirst(i));
+    r1.Add(panel.LoadFirst(i + 1));
   }
-  if (i < n) r0.Add(panel.Load(i));
+  if (i < n) r0.Add(panel.LoadFirst(i));
   r0.Add(r1);
   return r0;
 }
@@ -862,17 +887,17 @@ inline void LogSumExpPanel(const Batch& b, size_t first, P panel) {
 
 template <class T>
 void SoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count,
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count,
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count,
+  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
                [&](size_t first, auto panel, auto) { LogSumExpPanel(b, first, panel); });
 }
 
