@@ -213,9 +213,11 @@ void load_ints(const char* p, ptrdiff_t step, DType type, bool swapped, int64_t*
     if constexpr (std::is_integral_v<T>) {
       for (size_t i = 0; i < count; ++i) {
         const T value = load<T>(p, swapped);
-        constexpr bool kLarge = std::is_same_v<T, uint64_t>;
-        to[i] = kLarge && value > static_cast<uint64_t>(INT64_MAX) ? INT64_MAX
-                                                                   : static_cast<int64_t>(value);
+        if constexpr (std::is_same_v<T, uint64_t>) {
+          to[i] = static_cast<int64_t>(std::min(value, static_cast<uint64_t>(INT64_MAX)));
+        } else {
+          to[i] = static_cast<int64_t>(value);
+        }
         p += step;
       }
     }
