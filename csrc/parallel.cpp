@@ -112,6 +112,7 @@ class Pool {
 
   void grow(int helpers) {
     while (workers_ < helpers) {
+      handles_.reserve(handles_.size() + 1);  // or fail while there is no thread to lose
       try {
         std::thread worker([this] { work(); });
         handles_.push_back(worker.native_handle());
