@@ -482,8 +482,9 @@ thread = threading.Thread(target=flip)
 grad = np.empty(x.shape, np.float32)
 thread.start()
 done = refused = 0
-end = time.monotonic() + seconds
-while time.monotonic() < end:
+start = time.monotonic()
+# Longer where everything is slow, until enough has been seen.
+while (past := time.monotonic() - start) < seconds or (done + refused <= 10 and past < 30):
     try:
         loss, _ = softlane.cross_entropy_with_grad(
             x, y, axis, weight=weight if kind == "weight" else None,
