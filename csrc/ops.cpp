@@ -474,7 +474,8 @@ class CrossEntropy {
                                   item_size(a_.logits.dtype));
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
-    size_t block = std::min(kBlock, std::max<size_t>(1, 32768 / std::max<size_t>(1, classes_)));
+    constexpr size_t kElements = 32768;  // a kernel's call should have more to do than it costs
+    size_t block = std::min(kBlock, std::max<size_t>(1, kElements / std::max<size_t>(1, classes_)));
     block = std::max(block, plan_.samples / 8192 + 1);
     block = (block + unit - 1) / unit * unit;
     const size_t blocks = (plan_.samples + block - 1) / block;
@@ -925,8 +926,8 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   Compute compute = make_compute(grad_output, &out, nullptr, temperature, !same);
   compute.direct = compute.direct && same && output.aligned();
   // 1/T alone is needed here, and has to be an ordinary number.
-  compute.factor = temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
-  compute.scale = make_scale(temperature * compute.factor);
+  const double factor = temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
+  compute.scale = make_scale(temperature * factor);
   Plan plan = make_plan(out.ndim, out.shape.data(), axes,
                         {grad_output.strides.data(), output.strides.data(), out.strides.data()});
   if (plan.samples == 0 || plan.classes == 0) return;
@@ -946,9 +947,9 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
-      if (compute.factor != 1) {
-        row.slots[2].adjust = [&](double* x, size_t, size_t n) {
-          for (size_t i = 0; i < n; ++i) x[i] *= compute.factor;
+      if (factor != 1) {
+        row.slots[2].adjust = [=](double* x, size_t, size_t n) {
+          for (size_t i = 0; i < n; ++i) x[i] *= factor;
         };
       }
     }

@@ -14,8 +14,9 @@ void set_num_threads(int n);
 int set_thread_limit(int n);
 
 // Calls body(begin, end) for pieces that make up [0, n), from several threads if n > grain, which is
-// what is worth waking one more for; a piece has at least a sixteenth of that. A nested call, and one made while another thread's loop is running,
-// runs serially. The first exception of a body is thrown to the caller after all have stopped.
+// what is worth waking one more for; a piece has at least a sixteenth of that. A nested call, and one
+// made while another thread's loop is running, runs serially. The first exception of a body is thrown
+// to the caller after all have stopped.
 void parallel_for(size_t n, size_t grain, const std::function<void(size_t, size_t)>& body);
 
 }  // namespace softlane

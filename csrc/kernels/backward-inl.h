@@ -1,8 +1,8 @@
 // The gradients of softmax and log_softmax with respect to the logits, from their outputs.
 #pragma once
 
-// Calls f(grad, y, out, start, count) for the row, or for its chunks, which are written in place of
-// the gradient's.
+// Calls f(grad, y, out, count) for the row, or for its chunks, which are written in place of the
+// gradient's.
 template <class T, class F>
 inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
   if (b.chunked == nullptr) {
@@ -104,8 +104,8 @@ constexpr typename V::Scalar Tiny() {
   return static_cast<typename V::Scalar>(sizeof(typename V::Scalar) == 4 ? 0x1p-100 : 0x1p-900);
 }
 
-// Calls f(first sample, panel of g, panel of y, panel of out) for tiles of short rows; the panel of out
-// lies over that of g.
+// Calls f(panel of g, panel of y, panel of out) for tiles of short rows; the panel of out lies over
+// that of g.
 template <class T, class F>
 inline void ForPairTiles(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
@@ -119,6 +119,7 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
                 f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
               });
 }
+// The same for panels of columns, or for copies of them.
 template <class T, class F>
 inline void ForPairPanels(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
@@ -312,7 +313,7 @@ template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   using W = Wide<V>;
-  if (b.n <= kShortPair && b.count > 1 && b.chunked == nullptr) {
+  if (AreShort(b.count, b.n, b.chunked, kShortPair)) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
     return;
   }
@@ -479,7 +480,7 @@ template <class T>
 void LogSoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   using W = Wide<V>;
-  if (b.n <= kShortPair && b.count > 1 && b.chunked == nullptr) {
+  if (AreShort(b.count, b.n, b.chunked, kShortPair)) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
     return;
   }

@@ -981,8 +981,8 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
     if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
   }
 }
-inline bool AreShort(size_t count, size_t n, const ChunkIo* io) {
-  return n <= kShortRow && count > 1 && io == nullptr;
+inline bool AreShort(size_t count, size_t n, const ChunkIo* io, size_t limit = kShortRow) {
+  return n <= limit && count > 1 && io == nullptr;
 }
 
 // ---- the row kernels -----------------------------------------------------------------------------
