@@ -86,6 +86,34 @@ struct GradSumOf<F64> {
 template <class V>
 using GradSum = typename GradSumOf<V>::Type;
 
+// A running sum of products; of floats with half of the conversions: a product is rounded to float, and what
+// it lost, 2^-24 of it, is summed in float. That holds while the products are ordinary numbers.
+template <class V>
+struct DotSum {
+  WideSum<Wide<V>> sum;
+  V rest = V::Set(0);
+  SOFTLANE_INLINE void AddProduct(V a, V b) {
+    const Double2<V> p = TwoProd(a, b);
+    sum.Add(Widen(p.hi));
+    rest = Add(rest, p.lo);
+  }
+  Wide<V> Lanes() const { return Add(sum.Lanes(), Widen(rest)); }
+  Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
+};
+template <>
+struct DotSum<F64> : ExactSum<F64> {};
+
+// Calls f with the sum that rows of n products take: one of single products has nothing to save.
+template <class V, class F>
+SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
+  return n <= V::kLanes ? f(GradSum<V>()) : f(DotSum<V>());
+}
+SOFTLANE_INLINE void AddDot(F32 a, F32 b, WideSum<D16>& sum) { sum.AddProduct(Widen(a), Widen(b)); }
+template <class V, class Sum>
+SOFTLANE_INLINE void AddDot(V a, V b, Sum& sum) {
+  sum.AddProduct(a, b);
+}
+
 // A sum of doubles as one of two numbers of V's format, sample by sample.
 template <class V>
 struct Split {
@@ -111,7 +139,7 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
   constexpr size_t kLanes = Vec<T>::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  Scalar y[kShortPair * kLanes];
+  Scalar y[kShortLogPair * kLanes];
   ForTiles<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
               [&](size_t first, auto panel, auto out) {
                 const auto rows = static_cast<size_t>(panel.columns);
@@ -295,10 +323,11 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
 template <class P, class Out>
 inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
   using V = typename P::V;
-  const auto sum =
-      PanelFold<GradSum<V>, V::kLanes>(b.n, [&](size_t i, GradSum<V>& lane) SOFTLANE_LAMBDA {
-        lane.AddProduct(Widen(g.Load(i)), Widen(y.Load(i)));
-      });
+  const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
+    using Sum = decltype(kind);
+    return PanelFold<Sum, V::kLanes>(
+        b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA { AddDot(g.Load(i), y.Load(i), lane); });
+  });
   const auto total = Settled(sum);
   MapPanel(b, g, y, out, NotZero<V>(SoftmaxGrad<V>::Fits(total, b.scale)), SoftmaxGrad<V>(total),
            SoftmaxBackwardRow<typename P::T>);
@@ -318,10 +347,10 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     return;
   }
   for (size_t row = 0; row < b.count; ++row) {
-    GradSum<V> sum;
-    ForPairVectors<T>(b, row, 0,
-                      [&](V g, V y) SOFTLANE_LAMBDA { sum.AddProduct(Widen(g), Widen(y)); });
-    const Double2<F64> dot = sum.Total();
+    const Double2<F64> dot = WithDotSum<V>(b.n, [&](auto sum) SOFTLANE_LAMBDA {
+      ForPairVectors<T>(b, row, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, sum); });
+      return sum.Total();
+    });
     const Double2<W> total = {W::Set(FirstLane(dot.hi)), W::Set(FirstLane(dot.lo))};
     if (AnyTrue(Eq(SoftmaxGrad<V>::Fits(total, b.scale), W::Set(0)))) {
       SoftmaxBackwardRow<T>(b, row);
@@ -480,7 +509,7 @@ template <class T>
 void LogSoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   using W = Wide<V>;
-  if (AreShort(b.count, b.n, b.chunked, kShortPair)) {
+  if (AreShort(b.count, b.n, b.chunked, kShortLogPair)) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
     return;
   }

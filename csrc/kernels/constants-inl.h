@@ -27,6 +27,12 @@ constexpr double kExp2D[8] = {
     0x1.3b2ab6fba33fcp-7, 0x1.5d87fe0406a55p-10, 0x1.4309138fef5fap-13,
     0x1.fff1d59b3ce94p-17, 0x1.62a049d76cd44p-20,
 };
+// The same where 2^r is what matters and not 2^r - 1: absolute error 2^-58.26.
+constexpr double kExp2ShortD[7] = {
+    0x1.62e42fefa39efp-1, 0x1.ebfbdff82c783p-3, 0x1.c6b08d704b0b4p-5,
+    0x1.3b2ab6ef85f3ep-7, 0x1.5d87fe452a567p-10, 0x1.430e5c7382c2p-13,
+    0x1.ffdc87d33f862p-17,
+};
 // bits(T_j) - bits(1.0) - (j << 49): the bits of 2^(q-1023) * T_j are (t << 49) + entry.
 constexpr std::int64_t kExp2TableD_bits[8] = {
     INT64_C(0), INT64_C(-155339362315909), INT64_C(-273786814220523),

@@ -23,10 +23,10 @@ inline Double2<W> SafeMul(Double2<W> factor, Double2<W> x) {
   return {IfThenElse(finite, product.hi, plain), IfThenElseZero(finite, product.lo)};
 }
 
-// The samples of one batch, one a lane of W.
-template <class W>
+// Samples with V's elements, one a lane of W.
+template <class V, class W>
 struct Sample {
-  Stats<W> stats;
+  Stats<V, W> stats;
   W target;           // the logit at the target
   Double2<W> gap;     // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
   Double2<W> weight;  // the target's class weight
@@ -60,8 +60,8 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
 }
 
 // log Σ exp(x/T), infinite only with the logits.
-template <class W>
-inline Double2<W> SampleLogSumExp(const Stats<W>& stats, const Double2<W>& log_sum,
+template <class V, class W>
+inline Double2<W> SampleLogSumExp(const Stats<V, W>& stats, const Double2<W>& log_sum,
                                   const LossTerms<W>& terms) {
   const Double2<W> top = SafeMul(terms.inverse_temperature, ToDouble2(stats.max));
   return SafeAdd(SafeAdd(top, log_sum), ToDouble2(terms.offset));
@@ -73,9 +73,13 @@ constexpr double kGapScale = 0x1p-64;
 
 // coef * [(1-ε)·w_y·((max - x_y)/T + log Σ) + ε/C·(Σ w·(max - x)/T + Σw·log Σ)]; each term is >= 0
 // where the weights are. Beside it coef·λ·logsumexp².
-template <class W>
-SOFTLANE_CALL W SampleLoss(const Sample<W>& s, const LossTerms<W>& terms) {
+template <class V, class W>
+SOFTLANE_CALL W SampleLoss(const Sample<V, W>& s, const LossTerms<W>& terms) {
   const W zero = W::Set(0), one = W::Set(1), far = W::Set(0x1p900);
+  if constexpr (Stats<V, W>::kFloat) {
+    // The difference is exact, or infinite.
+    if (terms.plain) return Add(Sub(s.stats.max, s.target), s.stats.LogSum().hi);
+  }
   const auto huge =
       Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
   if (terms.plain && !AnyTrue(huge)) {
@@ -127,9 +131,26 @@ struct GradTerms {
   Double2<W> share;      // spread·coef/T
   W at_target;
 };
-template <class W>
-SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
+// Without smoothing and penalty, for floats: double has digits and range enough.
+template <class V, class W>
+inline GradTerms<W> PlainSampleGrad(const Sample<V, W>& s, W target_exp,
+                                    const LossTerms<W>& terms) {
+  const W zero = W::Set(0);
+  const W hit = Mul(Mul(Mul(terms.keep.hi, s.weight.hi), Div(s.coef, terms.divisor)),
+                    terms.inverse_temperature.hi);
+  const W total = Add(s.stats.others.hi, s.stats.top.hi);
+  const W others = IfThenElse(Eq(s.target, s.stats.max), s.stats.others.hi, Sub(total, target_exp));
+  return {ToDouble2(hit), ToDouble2(total), ToDouble2(zero),
+          Mul(Sub(zero, hit), Div(others, total))};
+}
+template <class V, class W>
+SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_exp,
                                       const LossTerms<W>& terms) {
+  const bool penalised = AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)));
+  const bool more = terms.smooth || penalised;
+  if constexpr (Stats<V, W>::kFloat) {
+    if (!more) return PlainSampleGrad(s, target_exp.hi, terms);
+  }
   const Double2<W> total = s.stats.Sum();
   const Double2<W> coef =
       Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
@@ -147,8 +168,6 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<W>& s, Double2<W> target_exp,
   const auto large = Lt(W::Set(0x1p400), Abs(hit.hi));
   // With more terms to come the digits of the ratio are kept.
   const auto sharp = Or(large, Lt(W::Set(0x1p-900), Abs(ratio.hi)));
-  const bool penalised = AnyTrue(Lt(W::Set(0), Abs(terms.z_loss)));
-  const bool more = terms.smooth || penalised;
   const auto as_ratio = more ? sharp : large;
   const W zero = W::Set(0);
   Double2<W> at_target = {Sub(zero, IfThenElse(as_ratio, ratio.hi, quotient)),
@@ -337,11 +356,13 @@ template <class V>
 struct RowGrads {
   RowFactors<V> factors;
   PerRow share_hi, share_lo, at_target;
-  explicit RowGrads(const GradTerms<RowLanes>& terms)
-      : factors(MakeFactorParts<V>(terms.prob, Div(RowLanes::Set(1), terms.prob.hi), terms.sum)),
+  PerRow spare;  // how far the least exp is above what Factor calls small
+  RowGrads(const GradTerms<RowLanes>& terms, const FactorParts<RowLanes>& parts, RowLanes least)
+      : factors(parts),
         share_hi(terms.share.hi),
         share_lo(terms.share.lo),
-        at_target(terms.at_target) {}
+        at_target(terms.at_target),
+        spare(Sub(least, parts.small)) {}
 };
 
 // Writes the gradient of row r of a block from its kept exps, or from the logits again.
@@ -359,7 +380,11 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* 
     if (target - start < chunk) StoreOne(at_target, to + (target - start));
   };
   if (kept != nullptr) {
-    MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor(e); });
+    if (grads.spare[r] >= 0) {
+      MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor.Plain(e); });
+    } else {
+      MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor(e); });
+    }
     put_target(grad, 0, b.n);
     return;
   }
@@ -428,14 +453,14 @@ struct SampleStats {
   W logsumexp, log_prob, entropy;
 };
 // `spread` is Σ e·(max - x)/T.
-template <class W>
-SOFTLANE_CALL SampleStats<W> MakeSampleStats(const Sample<W>& s, const LossTerms<W>& terms,
+template <class V, class W>
+SOFTLANE_CALL SampleStats<W> MakeSampleStats(const Sample<V, W>& s, const LossTerms<W>& terms,
                                              Double2<W> spread) {
   const Double2<W> log_sum = s.stats.LogSum();
   const Double2<W> lse = SampleLogSumExp(s.stats, log_sum, terms);
   const Double2<W> entropy = SafeAdd(Div(spread, s.stats.Sum()), log_sum);
   // The loss without its options.
-  Sample<W> sample = s;
+  Sample<V, W> sample = s;
   sample.coef = W::Set(1);
   sample.weight = ToDouble2(sample.coef);
   LossTerms<W> plain = terms;
@@ -464,7 +489,8 @@ inline void PutNoStats(const LossBatch& b, size_t sample) {
 
 template <class T>
 SOFTLANE_CALL void PutRowStats(const LossBatch& b, size_t first, const RowBlock<T>& rows,
-                               const Sample<RowLanes>& s, const LossTerms<RowLanes>& terms) {
+                               const Sample<Vec<T>, RowLanes>& s,
+                               const LossTerms<RowLanes>& terms) {
   using W = Wide<Vec<T>>;
   const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
   const PerRow max(s.stats.max);
@@ -515,7 +541,7 @@ SOFTLANE_CALL PanelFacts<V> MakePanelFacts(const P& panel, size_t n, V max,
 }
 template <class V>
 SOFTLANE_CALL void PutPanelStats(const LossBatch& b, size_t first, int columns,
-                                 const PanelFacts<V>& facts, const Sample<Wide<V>>& s,
+                                 const PanelFacts<V>& facts, const Sample<V, Wide<V>>& s,
                                  const LossTerms<Wide<V>>& terms) {
   using W = Wide<V>;
   const SampleStats<W> stats = MakeSampleStats(s, terms, facts.spread);
@@ -532,34 +558,52 @@ SOFTLANE_CALL void PutPanelStats(const LossBatch& b, size_t first, int columns,
 
 // ---- the kernels -----------------------------------------------------------------------------------
 
+// What the samples of a panel are given; an ignored one has the first class for a target.
+template <class V>
+struct PanelTargets {
+  using Scalar = typename V::Scalar;
+  size_t target[V::kLanes] = {};
+  Scalar logit[V::kLanes] = {}, live[V::kLanes] = {};  // 1, or 0 where ignored
+  bool all_live = true;
+  Wide<V> coef;
+  Double2<Wide<V>> weight;
+
+  template <class P>
+  PanelTargets(const LossBatch& b, size_t first, const P& panel) {
+    using W = Wide<V>;
+    for (int c = 0; c < panel.columns; ++c) {
+      const auto y = static_cast<uint64_t>(b.targets[first + static_cast<size_t>(c)]);
+      const bool is_live = y < b.n;
+      target[c] = is_live ? static_cast<size_t>(y) : 0;
+      logit[c] = LoadOne(Step<const typename P::T>(panel.x, target[c], panel.stride) + c);
+      live[c] = is_live ? Scalar{1} : Scalar{0};
+      all_live = all_live && is_live;
+    }
+    coef = b.weighs ? W::LoadN(b.coef + first, panel.columns, 0) : W::Set(1);
+    weight = ToDouble2(W::Set(1));
+    if (b.weight == nullptr) return;
+    double hi[V::kLanes] = {}, lo[V::kLanes] = {};
+    for (int c = 0; c < panel.columns; ++c) hi[c] = WeightOf(b, target[c], &lo[c]);
+    weight = {W::Load(hi), W::Load(lo)};
+  }
+  V Live(V x) const { return all_live ? x : IfThenElseZero(Eq(V::Load(live), V::Set(1)), x); }
+};
+
 template <class P, class Out>
-inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out) {
+inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename P::V>>& terms,
+                              size_t first, P panel, Out out) {
   using T = typename P::T;
   using V = Vec<T>;
   using W = Wide<V>;
-  using Scalar = typename V::Scalar;
   constexpr int kLanes = V::kLanes;
-  const LossTerms<W> terms = MakeTerms<W>(b);
-  bool ignored[kLanes] = {};
-  size_t target[kLanes] = {};
-  Scalar logit[kLanes] = {};
-  double weight[kLanes] = {}, weight_lo[kLanes] = {}, coef[kLanes] = {}, loss[kLanes];
-  for (int c = 0; c < panel.columns; ++c) {
-    const size_t sample = first + static_cast<size_t>(c);
-    ignored[c] = Ignored(b, sample);
-    if (ignored[c]) continue;
-    target[c] = static_cast<size_t>(b.targets[sample]);
-    logit[c] = LoadOne(Step<const T>(panel.x, target[c], panel.stride) + c);
-    weight[c] = WeightOf(b, target[c], &weight_lo[c]);
-    coef[c] = b.coef[sample];
-  }
+  const PanelTargets<V> given(b, first, panel);
   const Range<V> range = PanelRange(panel, b.n);
-  const V max = range.max;
+  const V max = range.max, logit = V::Load(given.logit);
   const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
-  Sample<W> sample;
-  sample.target = Widen(V::Load(logit));
-  sample.weight = {W::Load(weight), W::Load(weight_lo)};
-  sample.coef = W::Load(coef);
+  Sample<V, W> sample;
+  sample.target = Widen(logit);
+  sample.weight = given.weight;
+  sample.coef = given.coef;
   sample.gap = ToDouble2(W::Set(0));
   if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
   PanelFacts<V> facts;
@@ -572,22 +616,19 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
                             : PanelSum<true>(panel, b.n, range, ref, [&](size_t i, ExpParts<V> e) {
                                 kept.Store(i, Value(e));
                               });
-  sample.stats.template DropFloor<V>(b.n);
-  Store(SampleLoss(sample, terms), loss);
+  sample.stats.DropFloor(b.n);
+  StoreN(SampleLoss(sample, terms), b.loss + first, panel.columns);
   if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
-  for (int c = 0; c < panel.columns; ++c) {
-    b.loss[first + static_cast<size_t>(c)] = ignored[c] ? 0 : loss[c];
-    if (ignored[c]) PutNoStats(b, first + static_cast<size_t>(c));
+  for (int c = 0; c < panel.columns && !given.all_live; ++c) {
+    if (given.live[c] != 0) continue;
+    b.loss[first + static_cast<size_t>(c)] = 0;
+    PutNoStats(b, first + static_cast<size_t>(c));
   }
   if (b.grad == nullptr) return;
-  const GradTerms<W> grads = SampleGrad(sample, LiveExp<V>(Widen(Exp(V::Load(logit), ref))), terms);
+  const GradTerms<W> grads = SampleGrad(sample, LiveExp<V>(Widen(Exp(logit, ref))), terms);
   const Factor<V> factor =
       PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
   const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
-  V* tag = nullptr;
-  Scalar live[kLanes];
-  for (int c = 0; c < kLanes; ++c) live[c] = ignored[c] ? Scalar{0} : Scalar{1};
-  const auto is_live = Eq(V::Load(live), V::Set(1));
   for (size_t i = 0; i < b.n; ++i) {
     V g;
     if (terms.smooth) {
@@ -598,29 +639,33 @@ inline void CrossEntropyPanel(const LossBatch& b, size_t first, P panel, Out out
       const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
       g = plain ? factor.Plain(e) : factor(e);
     }
-    out.Store(i, IfThenElseZero(is_live, g));
+    out.Store(i, given.Live(g));
   }
-  Scalar at_target[kLanes];
-  Store(Narrow(grads.at_target, tag), at_target);
+  typename V::Scalar at_target[kLanes];
+  Store(Narrow(grads.at_target, static_cast<V*>(nullptr)), at_target);
   for (int c = 0; c < panel.columns; ++c) {
-    if (!ignored[c]) StoreOne(at_target[c], Step<T>(out.out, target[c], out.stride) + c);
+    if (given.live[c] == 0) continue;
+    StoreOne(at_target[c], Step<T>(out.out, given.target[c], out.stride) + c);
   }
 }
 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
+  const auto terms = MakeTerms<Wide<Vec<T>>>(b);
   ForPanels<T>(
       b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
-      [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
+      [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, terms, first, panel, out); });
 }
 
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
   if (AreShort(b.count, b.n, b.chunked)) {
-    ForTiles<T>(
-        b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
-        [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, first, panel, out); });
+    const auto terms = MakeTerms<Wide<V>>(b);
+    ForTiles<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
+                [&](size_t first, auto panel, auto out) {
+                  CrossEntropyPanel(b, terms, first, panel, out);
+                });
     return;
   }
   const LossTerms<RowLanes> terms = MakeTerms<RowLanes>(b);
@@ -653,7 +698,7 @@ void CrossEntropyRows(const LossBatch& b) {
       }
       rows.template SumRow<true>(r, kept[r]);
     }
-    Sample<W> sample;
+    Sample<V, W> sample;
     sample.target = LowLanes<V>(Widen(V::Load(logit)));
     sample.weight = {W::Load(weight), W::Load(weight_lo)};
     sample.coef = W::Load(coef);
@@ -663,7 +708,11 @@ void CrossEntropyRows(const LossBatch& b) {
     for (size_t r = 0; r < rows.rows; ++r) b.loss[first + r] = Ignored(b, first + r) ? 0 : loss[r];
     if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
     if (b.grad == nullptr) return;
-    const RowGrads<V> grads(SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms));
+    const auto grad_terms = SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms);
+    const RowGrads<V> grads(
+        grad_terms,
+        MakeFactorParts<V>(grad_terms.prob, Div(W::Set(1), grad_terms.prob.hi), grad_terms.sum),
+        rows.StoredExps(rows.min));
     for (size_t r = 0; r < rows.rows; ++r) {
       T* grad = Step<T>(b.grad, first + r, b.grad_stride);
       if (Ignored(b, first + r)) {

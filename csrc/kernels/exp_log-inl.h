@@ -156,11 +156,21 @@ SOFTLANE_INLINE V Exp2Tail(V r) {
     return MulAdd(r, w, V::Set(kExp2D[1]));
   }
 }
-template <class V>
+// w(r) itself; as far as 2^r needs it, or kSharp, as 2^r - 1 does.
+template <bool kSharp, class V>
 SOFTLANE_INLINE V Exp2Poly(V r) {
-  constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
-  return MulAdd(r, Exp2Tail(r),
-                V::Set(static_cast<typename V::Scalar>(kFloat ? kExp2F[0] : kExp2D[0])));
+  using Scalar = typename V::Scalar;
+  if constexpr (kSharp || sizeof(Scalar) == 4) {
+    return MulAdd(r, Exp2Tail(r),
+                  V::Set(static_cast<Scalar>(sizeof(Scalar) == 4 ? kExp2F[0] : kExp2D[0])));
+  } else {
+    V w = MulAdd(r, V::Set(kExp2ShortD[6]), V::Set(kExp2ShortD[5]));
+    w = MulAdd(r, w, V::Set(kExp2ShortD[4]));
+    w = MulAdd(r, w, V::Set(kExp2ShortD[3]));
+    w = MulAdd(r, w, V::Set(kExp2ShortD[2]));
+    w = MulAdd(r, w, V::Set(kExp2ShortD[1]));
+    return MulAdd(r, w, V::Set(kExp2ShortD[0]));
+  }
 }
 
 // Whether every x from `min` on lies above the floor, and nothing is subtracted: such an x needs neither
@@ -171,10 +181,10 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
 
-// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u relative
+// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.2 u relative
 // (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
 // 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
-template <bool kOrdinary = false, class V>
+template <bool kOrdinary = false, bool kSharp = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;
   if constexpr (!kOrdinary) x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
@@ -185,7 +195,7 @@ SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   const auto bits = BitsOf(t);
   ExpParts<V> e;
   e.scale = FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
-  e.z = MulAdd(r, Exp2Poly(r), Lookup8(Format::kDelta, bits));
+  e.z = MulAdd(r, Exp2Poly<kSharp>(r), Lookup8(Format::kDelta, bits));
   return e;
 }
 template <class V>
@@ -197,10 +207,7 @@ SOFTLANE_INLINE V Value(ExpParts<V> e) {
 
 // A power of two; its exponent is that of a normal double.
 inline double PowerOfTwo(int exponent) {
-  const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
-  double x;
-  __builtin_memcpy(&x, &bits, sizeof(x));
-  return x;
+  return BitCast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
 }
 
 // A factor b as mantissa * 2^exponent, |mantissa| in [1, 2), subnormal b too.
@@ -267,35 +274,47 @@ SOFTLANE_CALL W Quotient(Double2<W> a, Double2<W> b) {
 
 // ---- log ----------------------------------------------------------------------------------------
 
-// log(hi + lo) for a normal positive hi in double; relative error below 2^-61, also near 1, where hi
-// and lo carry the difference. Method: u = 2^k * m, r = m * invc - 1 by table, then the fdlibm
-// identity log1p(r) = r - (r²/2 - s*(r²/2 + R)). NaN gives NaN.
+// A positive normal u = 2^k·m, with `down` = 2^-k, and the m ≈ c that the tables know by `index`.
 template <class W>
-SOFTLANE_CALL Double2<W> Log(Double2<W> u) {
-  const auto bits = BitsOf(u.hi);
-  using I = decltype(BitsOf(u.hi));
-  const auto rounded = Add(bits, I::Set(int64_t{1} << 48));
-  const auto biased = ShiftRight<52>(rounded);
-  const auto index = ShiftRight<49>(rounded);
-  const W down = FromBits(ShiftLeft<52>(Sub(I::Set(2046), biased)));
-  const W k = Sub(FromBits(Add(biased, I::Set(0x4330000000000000))), W::Set(0x1p52 + 1023));
-  const W m = Mul(u.hi, down);
-  const W invc = Lookup8(kLogInvC, index);
-  const Double2<W> p = TwoProd(m, invc);
-  const W r_hi = Sub(p.hi, W::Set(1));
-  const Double2<W> r = FastTwoSum(r_hi, MulAdd(Mul(u.lo, down), invc, p.lo));
-  const W s = Div(r.hi, Add(W::Set(2), r.hi));
+struct LogArgument {
+  BitsVec<W> index;
+  W k, down, m, inverse;  // 1/c, rounded
+  SOFTLANE_INLINE explicit LogArgument(W u) {
+    using I = BitsVec<W>;
+    const auto rounded = Add(BitsOf(u), I::Set(int64_t{1} << 48));
+    const auto biased = ShiftRight<52>(rounded);
+    index = ShiftRight<49>(rounded);
+    down = FromBits(ShiftLeft<52>(Sub(I::Set(2046), biased)));
+    k = Sub(FromBits(Add(biased, I::Set(0x4330000000000000))), W::Set(0x1p52 + 1023));
+    m = Mul(u, down);
+    inverse = Lookup8(kLogInvC, index);
+  }
+  SOFTLANE_INLINE W Leading() const { return MulAdd(k, W::Set(kLn2Hi), Lookup8(kLogCHi, index)); }
+  SOFTLANE_INLINE W Trailing() const { return MulAdd(k, W::Set(kLn2Lo), Lookup8(kLogCLo, index)); }
+};
+// log(1 + r) - r for a small r, by fdlibm's identity log1p(r) = r - (r²/2 - s*(r²/2 + R)), s = r/(2 + r).
+template <class W>
+SOFTLANE_INLINE W LogTail(W r) {
+  const W s = Div(r, Add(W::Set(2), r));
   const W z = Mul(s, s);
   W poly = MulAdd(z, W::Set(kLogPoly[4]), W::Set(kLogPoly[3]));
   poly = MulAdd(z, poly, W::Set(kLogPoly[2]));
   poly = MulAdd(z, poly, W::Set(kLogPoly[1]));
   poly = Mul(z, MulAdd(z, poly, W::Set(kLogPoly[0])));
-  const W half_square = Mul(W::Set(0.5), Mul(r.hi, r.hi));
-  const W tail = Sub(Mul(s, Add(half_square, poly)), half_square);
-  const W leading = MulAdd(k, W::Set(kLn2Hi), Lookup8(kLogCHi, index));
-  const W trailing = MulAdd(k, W::Set(kLn2Lo), Lookup8(kLogCLo, index));
-  const Double2<W> sum = TwoSum(leading, r.hi);
-  return FastTwoSum(sum.hi, Add(sum.lo, Add(trailing, Add(tail, r.lo))));
+  const W half_square = Mul(W::Set(0.5), Mul(r, r));
+  return Sub(Mul(s, Add(half_square, poly)), half_square);
+}
+
+// log(hi + lo) for a normal positive hi in double; relative error below 2^-61, also near 1, where hi
+// and lo carry the difference. Method: u = 2^k * m, r = m * invc - 1 by table. NaN gives NaN.
+template <class W>
+SOFTLANE_CALL Double2<W> Log(Double2<W> u) {
+  const LogArgument<W> a(u.hi);
+  const Double2<W> p = TwoProd(a.m, a.inverse);
+  const W r_hi = Sub(p.hi, W::Set(1));
+  const Double2<W> r = FastTwoSum(r_hi, MulAdd(Mul(u.lo, a.down), a.inverse, p.lo));
+  const Double2<W> sum = TwoSum(a.Leading(), r.hi);
+  return FastTwoSum(sum.hi, Add(sum.lo, Add(a.Trailing(), Add(LogTail(r.hi), r.lo))));
 }
 
 // log(1 + x) for x >= 0.
@@ -304,6 +323,14 @@ inline Double2<W> Log1p(Double2<W> x) {
   Double2<W> u = TwoSum(W::Set(1), x.hi);
   u.lo = Add(u.lo, x.lo);
   return Log(u);
+}
+// The same in double alone, for results that will be floats: relative error below 2^-50.
+template <class W>
+SOFTLANE_CALL W Log1p(W x) {
+  const Double2<W> u = TwoSum(W::Set(1), x);
+  const LogArgument<W> a(u.hi);
+  const W r = MulAdd(Mul(u.lo, a.down), a.inverse, MulSub(a.m, a.inverse, W::Set(1)));
+  return Add(a.Leading(), Add(r, Add(LogTail(r), a.Trailing())));
 }
 
 // ---- elementary functions over arrays, for the tests of their accuracy ---------------------------
@@ -330,7 +357,7 @@ struct Elementary {
     *undo = IfThenElse(negative, V::Set(static_cast<Scalar>(0x1p-64)),
                        V::Set(static_cast<Scalar>(0x1p64)));
     const V ceiling = V::Set((Format::kBias + 30) * static_cast<Scalar>(kLn2DDHi));
-    return softlane::SOFTLANE_ISA::Exp(IfThenElse(Lt(ceiling, x), ceiling, x), ref);
+    return softlane::SOFTLANE_ISA::Exp<false, true>(IfThenElse(Lt(ceiling, x), ceiling, x), ref);
   }
   static V Exp(V x) {
     V undo;

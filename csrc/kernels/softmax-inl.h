@@ -68,6 +68,11 @@ struct ExpSum<F32> {
     part = F32::Set(0);
   }
   D16 Total() const { return sum; }
+  // That of one element.
+  SOFTLANE_INLINE static D16 Of(ExpParts<F32> e) {
+    return softlane::SOFTLANE_ISA::Add(Promote(e.scale), Promote(Mul(e.z, e.scale)));
+  }
+  void Resume(D16 total) { sum = total; }
 };
 template <>
 struct ExpSum<F64> {
@@ -84,6 +89,13 @@ struct ExpSum<F64> {
     part = F64::Set(0);
   }
   Double2<F64> Total() const { return {sum, error}; }
+  SOFTLANE_INLINE static Double2<F64> Of(ExpParts<F64> e) {
+    return FastTwoSum(e.scale, Mul(e.z, e.scale));
+  }
+  void Resume(Double2<F64> total) {
+    sum = total.hi;
+    error = total.lo;
+  }
 };
 
 // The sum of all lanes, in every lane: i + (i ^ 8) of 16 lanes, then 4, 2, 1.
@@ -129,30 +141,33 @@ inline typename V::Scalar MinLane(V x) {
 
 // ---- the statistics of rows ---------------------------------------------------------------------
 
-// One row for each lane of W. `others` is Σ exp without the first maximum, `top` the maximum's own
-// exp, both in units of 2^(N - kSpare).
-template <class W>
+// One row of V's elements for each lane of W. `others` is Σ exp without the first maximum, `top` the
+// maximum's own exp, both in units of 2^(N - kSpare).
+template <class V, class W>
 struct Stats {
+  static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
   W max;
   Double2<W> others, top;
   // Elements at the floor of Exp are worth nothing, but add 2^-126 (2^-1022) each to the sum; where it
   // may consist of them alone it is nothing.
-  template <class V>
   void DropFloor(size_t n) {
-    const double most =
-        static_cast<double>(n) * (sizeof(typename V::Scalar) == 4 ? 0x1p-123 : 0x1p-1018);
-    const auto real = Lt(W::Set(most), others.hi);
-    const auto keep = Or(real, IsNaN(others.hi));
+    const W most = W::Set(static_cast<double>(n) * (kFloat ? 0x1p-123 : 0x1p-1018));
+    const auto keep = Or(Lt(most, others.hi), IsNaN(others.hi));
     others = {IfThenElseZero(keep, others.hi), IfThenElseZero(keep, others.lo)};
   }
   Double2<W> Sum() const { return Add(others, top); }
-  // log(Σ exp(x - max)); where it is tiny it is others / top, subnormal perhaps and rounded once.
+  // log(Σ exp(x - max)). For doubles, where it is tiny, it is others / top, subnormal perhaps and rounded
+  // once.
   SOFTLANE_CALL Double2<W> LogSum() const {
-    const Double2<W> ratio = Div(others, top);
-    const Double2<W> log = Log1p(ratio);
-    const auto tiny = Lt(ratio.hi, W::Set(0x1p-900));
-    if (!AnyTrue(tiny)) return log;
-    return {IfThenElse(tiny, Quotient(others, top), log.hi), IfThenElse(tiny, W::Set(0), log.lo)};
+    if constexpr (kFloat) {
+      return ToDouble2(Log1p(Div(others.hi, top.hi)));
+    } else {
+      const Double2<W> ratio = Div(others, top);
+      const Double2<W> log = Log1p(ratio);
+      const auto tiny = Lt(ratio.hi, W::Set(0x1p-900));
+      if (!AnyTrue(tiny)) return log;
+      return {IfThenElse(tiny, Quotient(others, top), log.hi), IfThenElse(tiny, W::Set(0), log.lo)};
+    }
   }
 };
 
@@ -227,7 +242,12 @@ template <class V, class W>
 SOFTLANE_CALL FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Double2<W> sum) {
   using F = Factor<V>;
   const W down = W::Set(PowerOfTwo(-static_cast<int>(F::Format::kSpare)));
-  const Double2<W> ratio = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
+  Double2<W> ratio;
+  if constexpr (F::kFloat) {
+    ratio = ToDouble2(Div(coef.hi, Mul(sum.hi, down)));
+  } else {
+    ratio = Div(coef, Double2<W>{Mul(sum.hi, down), Mul(sum.lo, down)});
+  }
   const W size = Abs(ratio.hi);
   const W scaled = Mul(ratio.hi, down);
   const W hi = RoundTo<V>(scaled);
@@ -290,13 +310,13 @@ inline Double2<W> SplitFor(Double2<W> x) {
   return {hi, Add(Sub(x.hi, hi), x.lo)};
 }
 
-// log Σ exp(x) without a temperature; SciPy's answers for rows of infinities. `others` of a row with
-// a NaN is NaN.
-inline double LogSumExpOf(double max, double log_sum_hi, double log_sum_lo, bool has_nan) {
-  if (max == kInf || max == -kInf) return has_nan ? kInf - kInf : max;
-  const double s = max + log_sum_hi;
-  const double part = s - max;
-  return s + (((max - (s - part)) + (log_sum_hi - part)) + log_sum_lo);
+// log Σ exp(x) without a temperature; the maximum itself where that is infinite.
+template <class W>
+inline W LogSumExpOf(W max, Double2<W> log_sum) {
+  const W s = Add(max, log_sum.hi);
+  const W part = Sub(s, max);
+  const W rest = Add(Add(Sub(max, Sub(s, part)), Sub(log_sum.hi, part)), log_sum.lo);
+  return IfThenElse(Eq(Abs(max), W::Set(kInf)), max, Add(s, rest));
 }
 
 // ---- rows ---------------------------------------------------------------------------------------
@@ -400,10 +420,15 @@ inline size_t FindFirst(const T* x, size_t n, typename Vec<T>::Scalar value) {
   using V = Vec<T>;
   constexpr size_t kLanes = V::kLanes;
   const V wanted = V::Set(value);
-  size_t i = 0;
-  while (i + kLanes <= n && !AnyTrue(Eq(V::Load(x + i), wanted))) i += kLanes;
-  while (i < n && !(LoadOne(x + i) == value)) ++i;
-  return i;
+  for (size_t i = 0; i < n; i += kLanes) {
+    const bool whole = n - i >= kLanes;
+    const V v = whole ? V::Load(x + i)
+                      : V::LoadN(x + i, static_cast<int>(n - i),
+                                 std::numeric_limits<typename V::Scalar>::quiet_NaN());
+    const uint32_t found = MaskBits<V>::Of(Eq(v, wanted));
+    if (found != 0) return i + FirstBit(found);
+  }
+  return n;
 }
 
 template <class T>
@@ -425,50 +450,81 @@ SOFTLANE_INLINE typename V::Mask Lane(int lane) {
   return AndNot(V::FirstN(lane), V::FirstN(lane + 1));
 }
 
-// Adds the exps of x[0..n) but for x[skip] to `total`, and keeps all of them, rounded, where `kept` is
-// not null. Every call but the last of a row has an n that is a multiple of kBlock.
-template <bool kKeep, bool kOrdinary, class V, class T>
-inline void SumExp(const T* x, size_t n, const ExpReference<V>& reference, size_t skip,
-                   typename V::Scalar* kept, ExpSum<V>& total) {
+// The numbers of a vector's lanes.
+template <class V>
+inline V LaneNumbers() {
+  constexpr typename V::Scalar kNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return V::Load(kNumbers);
+}
+
+// Adds the exps of a block x[0..n), n <= kBlock, to `sum`, if kSkip without that of x[skip], and keeps all
+// of them, rounded, if kKeep and `kept` is not null, which in ordinary rows it then never is.
+template <bool kKeep, bool kOrdinary, bool kSkip, class V, class T>
+SOFTLANE_INLINE void SumBlock(const T* x, size_t n, const T* ahead, const ExpReference<V>& ref,
+                              size_t skip, typename V::Scalar* kept, ExpSum<V>& sum) {
+  using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
+  // Which of the vectors holds it no processor foresees, so it is compared for and not branched on.
+  const V at = V::Set(static_cast<Scalar>(static_cast<int>(skip))), step = V::Set(kLanes);
+  V here = LaneNumbers<V>();
+  const auto part = [&](ExpParts<V> e) SOFTLANE_LAMBDA {
+    if constexpr (kSkip) {
+      e.scale = IfThenElse(Eq(here, at), V::Set(0), e.scale);
+      here = Add(here, step);
+    }
+    sum.Add(e);
+  };
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    if (ahead != nullptr) SOFTLANE_PREFETCH_FAR(ahead + i);
+    const ExpParts<V> e = Exp<kOrdinary>(V::Load(x + i), ref);
+    if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
+    part(e);
+  }
+  if (i < n) {
+    const int count = static_cast<int>(n - i);
+    ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<Scalar>(-kInf)), ref);
+    if (kKeep && (kOrdinary || kept != nullptr)) StoreN(Value(e), kept + i, count);
+    e.scale = IfThenElseZero(V::FirstN(count), e.scale);
+    part(e);
+  }
+  sum.Flush();
+}
+
+// The same for any n, block by block. Every call but the last of a row has an n that is a multiple of
+// kBlock. `ahead` is what will be read next, or null.
+template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
+inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& reference,
+                   size_t skip, typename V::Scalar* kept, ExpSum<V>& total) {
   const ExpReference<V> ref = reference;
   ExpSum<V> sum = total;
-  for (size_t i = 0; i < n;) {
-    const size_t end = Min(n, i + kBlock);
-    for (; i + kLanes <= end; i += kLanes) {
-      ExpParts<V> e = Exp<kOrdinary>(V::Load(x + i), ref);
-      if constexpr (kKeep) Store(Value(e), kept + i);
-      if (skip - i < kLanes) {  // unsigned: skip lies in this vector
-        e.scale = IfThenElse(Lane<V>(static_cast<int>(skip - i)), V::Set(0), e.scale);
-      }
-      sum.Add(e);
+  for (size_t i = 0; i < n; i += kBlock) {
+    const size_t count = Min(kBlock, n - i);
+    const T* next = ahead == nullptr ? nullptr : ahead + i;
+    typename V::Scalar* keep = kKeep && kept != nullptr ? kept + i : nullptr;
+    const bool here = kSkips && skip - i < kBlock;  // unsigned: it lies in this block
+    if (here || (kSkips && !kOrdinary)) {
+      const size_t at = here ? skip - i : kBlock;
+      SumBlock<kKeep, kOrdinary, true>(x + i, count, next, ref, at, keep, sum);
+    } else if constexpr (kOrdinary || !kSkips) {
+      SumBlock<kKeep, kOrdinary, false>(x + i, count, next, ref, 0, keep, sum);
     }
-    if (i < end) {
-      const int count = static_cast<int>(end - i);
-      ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<typename V::Scalar>(-kInf)), ref);
-      if constexpr (kKeep) StoreN(Value(e), kept + i, count);
-      e.scale = IfThenElseZero(V::FirstN(count), e.scale);
-      if (skip - i < kLanes) {
-        e.scale = IfThenElse(Lane<V>(static_cast<int>(skip - i)), V::Set(0), e.scale);
-      }
-      sum.Add(e);
-      i = end;
-    }
-    sum.Flush();
   }
   total = sum;
 }
 
 // The exps of a whole row: kept in `kept`, or only summed.
-template <bool kOrdinary, class T>
-inline Double2<F64> RowSum(const T* x, size_t n, const ChunkIo* io, const ExpReference<Vec<T>>& ref,
-                           size_t skip, typename Vec<T>::Scalar* kept) {
+template <bool kOrdinary, bool kSkips, class T>
+inline Double2<F64> RowSum(const T* x, size_t n, const T* ahead, const ChunkIo* io,
+                           const ExpReference<Vec<T>>& ref, size_t skip,
+                           typename Vec<T>::Scalar* kept) {
   ExpSum<Vec<T>> sum;
-  if (kept != nullptr) {
-    SumExp<true, kOrdinary>(x, n, ref, skip, kept, sum);
+  if (kOrdinary && kept != nullptr) {
+    SumExp<true, kOrdinary, kSkips>(x, n, ahead, ref, skip, kept, sum);
   } else {
+    // Other rows are rarer: one loop serves them all.
     ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
-      SumExp<false, kOrdinary>(p, count, ref, skip - start, kept, sum);
+      SumExp<!kOrdinary, kOrdinary, kSkips>(p, count, ahead, ref, skip - start, kept, sum);
     });
   }
   return ToDouble2(SumLanes(sum.Total()));
@@ -509,25 +565,32 @@ struct RowBlock {
 
   size_t rows, n;
   const ChunkIo* io;
-  const T* x[kRows];
+  const T *x[kRows], *ahead;
   V max, min;  // a row a lane; lanes without a row have what the last row has
   ExpReference<V> ref;
   bool ordinary[kRows];  // no element below the floor
   double sum_hi[kRows] = {}, sum_lo[kRows] = {};
   size_t top[kRows];  // where the first maximum is
 
-  // How many rows of n elements: what the first sweep reads and writes should be in the L1 cache for the
-  // second.
+  // How many rows of n elements: what one sweep reads and writes should be in the L2 cache for the next. In the
+  // L1 cache it would be read faster, but fewer rows would share what follows their sums (measured:
+  // bench/NOTES.md).
   static size_t Count(size_t n, const ChunkIo* io) {
-    constexpr size_t kBytes = 24576;
+    constexpr size_t kBytes = 196608;
     if (io != nullptr) return 1;
     const size_t fit = kBytes / (2 * sizeof(Scalar) * (n + 1));
     return fit < 1 ? 1 : Min(fit, kRows);
   }
 
-  RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t length,
-           const ChunkIo* chunked, const Scale& scale)
+  // Rows [first, first + count) of `all`.
+  RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t all,
+           size_t length, const ChunkIo* chunked, const Scale& scale)
       : rows(count), n(length), io(chunked) {
+    // While a long row is worked on the next one is fetched to the L2 cache. Short rows the processor fetches
+    // by itself, and rows that do not fit are better left to it (measured: bench/NOTES.md).
+    constexpr size_t kFits = size_t{1} << 20;
+    const bool fetches = io == nullptr && Count(n, io) == 1 && n * sizeof(T) <= kFits;
+    ahead = fetches && first + 1 < all ? Step<const T>(base, first + 1, stride) : nullptr;
     Scalar minima[V::kLanes];
     for (size_t r = 0; r < rows; ++r) {
       x[r] = Step<const T>(base, first + r, stride);
@@ -563,8 +626,10 @@ struct RowBlock {
         if (at < count) top[r] = start + at;
       });
     }
-    const Double2<F64> sum = ordinary[r] ? RowSum<true>(x[r], n, io, Ref(r), top[r], kept)
-                                         : RowSum<false>(x[r], n, io, Ref(r), top[r], kept);
+    const ExpReference<V> its = Ref(r);
+    const Double2<F64> sum = ordinary[r]
+                                 ? RowSum<true, kSkips>(x[r], n, ahead, io, its, top[r], kept)
+                                 : RowSum<false, true>(x[r], n, ahead, io, its, top[r], kept);
     sum_hi[r] = FirstLane(sum.hi);
     sum_lo[r] = FirstLane(sum.lo);
   }
@@ -578,9 +643,9 @@ struct RowBlock {
   W StoredExps(V v) const { return LowLanes<V>(Widen(Value(Exp(v, ref)))); }
 
   // For rows whose sums left the first maximum out.
-  Stats<W> Statistics() const {
-    Stats<W> stats{LowLanes<V>(Widen(max)), Sums(), Exps(max)};
-    stats.template DropFloor<V>(n);
+  Stats<V, W> Statistics() const {
+    Stats<V, W> stats{LowLanes<V>(Widen(max)), Sums(), Exps(max)};
+    stats.DropFloor(n);
     return stats;
   }
 
@@ -620,7 +685,8 @@ template <class T, class B, class F>
 inline void ForRowBlocks(const B& b, F f) {
   const size_t block = RowBlock<T>::Count(b.n, b.chunked);
   for (size_t first = 0; first < b.count; first += block) {
-    RowBlock<T> rows(b.x, b.x_stride, first, Min(block, b.count - first), b.n, b.chunked, b.scale);
+    const size_t here = Min(block, b.count - first);
+    RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.scale);
     f(rows, first);
   }
 }
@@ -710,17 +776,25 @@ inline S FoldLanes(S (&sums)[kLanes], size_t live) {
 template <class Sum, size_t kLanes, class F>
 SOFTLANE_INLINE auto PanelFold(size_t n, F add) {
   decltype(Sum().Lanes()) sums[kLanes];
-  if (n <= kLanes) {  // one element a lane
-    sums[0] = Sum().Lanes();
-    for (size_t i = 0; i < n; ++i) {
-      Sum lane;
-      add(i, lane);
-      sums[i] = lane.Lanes();
+  sums[0] = Sum().Lanes();
+  const size_t live = Min(n, kLanes);
+  if (n <= kBlock) {
+    for (size_t lane = 0; lane < live; ++lane) {
+      Sum sum;
+      for (size_t i = lane; i < n; i += kLanes) add(i, sum);
+      sums[lane] = sum.Lanes();
     }
-    return FoldLanes(sums, n);
+    return FoldLanes(sums, live);
   }
   Sum lanes[kLanes];
-  for (size_t i = 0; i < n; ++i) add(i, lanes[i % kLanes]);
+  for (size_t start = 0; start < n; start += kBlock) {
+    const size_t end = Min(n, start + kBlock);
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      Sum sum = lanes[lane];
+      for (size_t i = start + lane; i < end; i += kLanes) add(i, sum);
+      lanes[lane] = sum;
+    }
+  }
   for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Lanes();
   return FoldLanes(sums, kLanes);
 }
@@ -738,43 +812,64 @@ inline Range<typename P::V> PanelRange(const P& panel, size_t n) {
   return r0;
 }
 
+// Where in [start, end) the first maximum of each column is, counted from `start`; -1 in columns that have
+// `seen` it, or have none there.
+template <class P, class V>
+SOFTLANE_INLINE V FirstMaximum(const P& panel, size_t start, size_t end, V max,
+                               typename V::Mask& seen) {
+  const V none = V::Set(-1), one = V::Set(1);
+  V at = none, here = V::Set(static_cast<typename V::Scalar>(static_cast<int>(end - start)));
+  for (size_t i = end; i-- > start;) {
+    here = Sub(here, one);
+    at = IfThenElse(Eq(panel.Load(i), max), here, at);
+  }
+  at = IfThenElse(seen, none, at);
+  seen = Or(seen, Lt(none, at));
+  return at;
+}
+
 // The exps of a panel, summed in the virtual lanes of a row; kSkip leaves out each column's first
 // maximum; keep(i, exp) is shown all of them.
 template <bool kSkip, bool kOrdinary, class P, class V, class Keep>
-inline Double2<Wide<V>> PanelSumOf(const P& panel, size_t n, V max, const ExpReference<V>& ref,
-                                   Keep keep) {
+SOFTLANE_INLINE Double2<Wide<V>> PanelSumOf(const P& panel, size_t n, V max,
+                                            const ExpReference<V>& reference, Keep keep) {
   constexpr size_t kLanes = V::kLanes;
-  auto seen = V::FirstN(0);
-  const auto next = [&](size_t i) SOFTLANE_LAMBDA {
-    const V x = panel.Load(i);
-    ExpParts<V> e = Exp<kOrdinary>(x, ref);
-    keep(i, e);
-    if constexpr (kSkip) {
-      const auto here = AndNot(seen, Eq(x, max));
-      seen = Or(seen, here);
-      e.scale = IfThenElse(here, V::Set(0), e.scale);
-    }
-    return e;
-  };
+  const ExpReference<V> ref = reference;
+  const size_t live = Min(n, kLanes);
   decltype(ExpSum<V>().Total()) sums[kLanes];
-  if (n <= kLanes) {  // one element a lane
-    sums[0] = ExpSum<V>().Total();
-    for (size_t i = 0; i < n; ++i) {
-      ExpSum<V> lane;
-      lane.Add(next(i));
-      lane.Flush();
-      sums[i] = lane.Total();
-    }
-    return ToDouble2(FoldLanes(sums, n));
-  }
-  ExpSum<V> lanes[kLanes];
+  sums[0] = ExpSum<V>().Total();
+  auto seen = V::FirstN(0);
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t end = Min(n, start + kBlock);
-    for (size_t i = start; i < end; ++i) lanes[i % kLanes].Add(next(i));
-    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane].Flush();
+    V at = max;
+    if constexpr (kSkip) at = FirstMaximum(panel, start, end, max, seen);
+    // `here` is i - start.
+    const auto next = [&](size_t i, V here) SOFTLANE_LAMBDA {
+      ExpParts<V> e = Exp<kOrdinary>(panel.Load(i), ref);
+      keep(i, e);
+      if constexpr (kSkip) e.scale = IfThenElse(Eq(at, here), V::Set(0), e.scale);
+      return e;
+    };
+    V first = V::Set(0);
+    const V one = V::Set(1), step = V::Set(kLanes);
+    if (n <= kLanes) {
+      for (size_t i = 0; i < n; ++i, first = Add(first, one)) {
+        sums[i] = ExpSum<V>::Of(next(i, first));
+      }
+      break;
+    }
+    for (size_t lane = 0; lane < live; ++lane, first = Add(first, one)) {
+      ExpSum<V> sum;
+      if (start > 0) sum.Resume(sums[lane]);
+      V here = first;
+      for (size_t i = start + lane; i < end; i += kLanes, here = Add(here, step)) {
+        sum.Add(next(i, here));
+      }
+      sum.Flush();
+      sums[lane] = sum.Total();
+    }
   }
-  for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane].Total();
-  return ToDouble2(FoldLanes(sums, kLanes));
+  return ToDouble2(FoldLanes(sums, live));
 }
 
 template <bool kSkip, class P, class V, class Keep>
@@ -837,14 +932,15 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
 }
 
 template <class P>
-inline Stats<Wide<typename P::V>> PanelStats(const P& panel, size_t n, const Scale& scale) {
+SOFTLANE_INLINE Stats<typename P::V, Wide<typename P::V>> PanelStats(const P& panel, size_t n,
+                                                                     const Scale& scale) {
   using V = typename P::V;
   const Range<V> range = PanelRange(panel, n);
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
-  Stats<Wide<V>> stats{Widen(range.max),
-                       PanelSum<true>(panel, n, range, ref, [](size_t, ExpParts<V>) {}),
-                       Widen(Exp(range.max, ref))};
-  stats.template DropFloor<V>(n);
+  Stats<V, Wide<V>> stats{Widen(range.max),
+                          PanelSum<true>(panel, n, range, ref, [](size_t, ExpParts<V>) {}),
+                          Widen(Exp(range.max, ref))};
+  stats.DropFloor(n);
   return stats;
 }
 
@@ -866,22 +962,16 @@ inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
 template <class P>
 inline void LogSumExpPanel(const Batch& b, size_t first, P panel) {
   using W = Wide<typename P::V>;
-  double* out = static_cast<double*>(b.out);
+  double* out = static_cast<double*>(b.out) + first;
   const auto stats = PanelStats(panel, b.n, b.scale);
-  const Double2<W> log_sum = stats.LogSum();
-  double max[W::kLanes], hi[W::kLanes], lo[W::kLanes];
-  Store(stats.max, max);
-  Store(log_sum.hi, hi);
-  Store(log_sum.lo, lo);
+  StoreN(LogSumExpOf(stats.max, stats.LogSum()), out, panel.columns);
+  if (!AnyTrue(Eq(Abs(stats.max), W::Set(kInf)))) return;
+  // SciPy's answer for infinities beside a NaN.
   for (int c = 0; c < panel.columns; ++c) {
-    bool has_nan = false;
-    if (max[c] == kInf || max[c] == -kInf) {
-      for (size_t i = 0; i < b.n; ++i) {
-        const auto x = LoadOne(Step<const typename P::T>(panel.x, i, panel.stride) + c);
-        has_nan = has_nan || x != x;
-      }
+    for (size_t i = 0; i < b.n; ++i) {
+      const auto x = LoadOne(Step<const typename P::T>(panel.x, i, panel.stride) + c);
+      if (x != x) out[c] = kInf - kInf;
     }
-    out[first + static_cast<size_t>(c)] = LogSumExpOf(max[c], hi[c], lo[c], has_nan);
   }
 }
 
@@ -905,63 +995,113 @@ void LogSumExpCols(const Batch& b) {
 
 // Rows up to this length are turned, a vector's lanes of them at a time, into a panel of columns: their
 // maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
-constexpr size_t kShortRow = 64;
-// The same for pairs of rows.
-constexpr size_t kShortPair = 24;
+constexpr size_t kShortRow = 128;
+// The same for pairs of rows, which need less arithmetic, and for those that need exps.
+constexpr size_t kShortPair = 32, kShortLogPair = 64;
 
-// Turns a square of vectors around its diagonal.
-template <class V, int kDistance = V::kLanes / 2>
-SOFTLANE_INLINE void TransposeSquare(V (&v)[V::kLanes]) {
-  SOFTLANE_UNROLL
-  for (int i = 0; i < V::kLanes; ++i) {
+// Turns the squares that the first kWidth vectors hold side by side, kWidth by kWidth elements, around
+// their diagonals.
+template <int kWidth, int kDistance = kWidth / 2, class V>
+SOFTLANE_INLINE void TransposeSquares(V (&v)[V::kLanes]) {
+  Unrolled<kWidth>([&](int i) SOFTLANE_LAMBDA {
     if ((i & kDistance) == 0) Exchange<kDistance>(v[i], v[i + kDistance]);
+  });
+  if constexpr (kDistance > 1) TransposeSquares<kWidth, kDistance / 2>(v);
+}
+
+// The first kWidth elements of each of kLanes vectors as kWidth vectors, and back.
+template <int kWidth, int kDistance, class V>
+SOFTLANE_INLINE void GatherSquares(V (&v)[V::kLanes]) {
+  if constexpr (kDistance >= kWidth) {
+    Unrolled<kDistance>([&](int i)
+                            SOFTLANE_LAMBDA { Exchange<kDistance>(v[i], v[i + kDistance]); });
+    GatherSquares<kWidth, kDistance / 2>(v);
+  } else {
+    TransposeSquares<kWidth>(v);
   }
-  if constexpr (kDistance > 1) TransposeSquare<V, kDistance / 2>(v);
+}
+template <int kDistance, class V>
+SOFTLANE_INLINE void SpreadSquares(V (&v)[V::kLanes]) {
+  if constexpr (kDistance < V::kLanes) {
+    Unrolled<kDistance>([&](int i)
+                            SOFTLANE_LAMBDA { v[i + kDistance] = SwapLanes<kDistance>(v[i]); });
+    SpreadSquares<2 * kDistance>(v);
+  }
+}
+
+// Up to kWidth adjacent columns of up to kLanes rows turned into as many vectors, and back.
+template <int kWidth, class T>
+SOFTLANE_INLINE void LoadColumns(const void* x, ptrdiff_t stride, size_t rows, int width,
+                                 typename Vec<T>::Scalar* tile) {
+  using V = Vec<T>;
+  V v[V::kLanes];
+  const bool full = kWidth == V::kLanes && width == kWidth;
+  const T* row = static_cast<const T*>(x);
+  Unrolled<V::kLanes>([&](int r) SOFTLANE_LAMBDA {
+    v[r] = full ? V::Load(row) : V::LoadN(row, width, 0);
+    row = Step<const T>(row, 1, static_cast<size_t>(r) + 1 < rows ? stride : 0);
+  });
+  GatherSquares<kWidth, V::kLanes / 2>(v);
+  Unrolled<kWidth>([&](int i) SOFTLANE_LAMBDA {
+    if (i < width) Store(v[i], tile + i * V::kLanes);
+  });
+}
+template <int kWidth, class T>
+SOFTLANE_INLINE void StoreColumns(void* out, ptrdiff_t stride, size_t rows, int width,
+                                  const typename Vec<T>::Scalar* tile) {
+  using V = Vec<T>;
+  V v[V::kLanes];
+  const bool full = kWidth == V::kLanes && width == kWidth;
+  Unrolled<kWidth>([&](int i) SOFTLANE_LAMBDA { v[i] = V::Load(tile + i * V::kLanes); });
+  TransposeSquares<kWidth>(v);
+  SpreadSquares<kWidth>(v);
+  Unrolled<V::kLanes>([&](int r) SOFTLANE_LAMBDA {
+    if (static_cast<size_t>(r) >= rows) return;
+    T* row = Step<T>(out, static_cast<size_t>(r), stride);
+    if (full) {
+      Store(v[r], row);
+    } else {
+      StoreN(v[r], row, width);
+    }
+  });
+}
+
+template <int kColumns>
+struct Width {
+  static constexpr int kWidth = kColumns;
+};
+// Calls f(first column, number of columns, the narrowest Width that holds them) for the columns of a tile.
+template <class V, class F>
+inline void ForWidths(size_t n, F f) {
+  constexpr int kLanes = V::kLanes;
+  for (size_t c = 0; c < n; c += kLanes) {
+    const int width = static_cast<int>(Min(kLanes, n - c));
+    if (width <= kLanes / 4) {
+      f(c, width, Width<kLanes / 4>());
+    } else if (width <= kLanes / 2) {
+      f(c, width, Width<kLanes / 2>());
+    } else {
+      f(c, width, Width<kLanes>());
+    }
+  }
 }
 
 // Up to kLanes rows of n elements turned into a tile of n vectors, and back.
 template <class T>
 SOFTLANE_CALL void LoadTile(const void* x, ptrdiff_t stride, size_t first, size_t rows, size_t n,
                             typename Vec<T>::Scalar* tile) {
-  using V = Vec<T>;
-  constexpr size_t kLanes = V::kLanes;
-  for (size_t c = 0; c < n; c += kLanes) {
-    const size_t width = Min(kLanes, n - c);
-    V v[kLanes];
-    SOFTLANE_UNROLL
-    for (size_t r = 0; r < kLanes; ++r) {
-      const T* p = Step<const T>(x, first + Min(r, rows - 1), stride) + c;
-      v[r] = width == kLanes ? V::Load(p) : V::LoadN(p, static_cast<int>(width), 0);
-    }
-    TransposeSquare<V>(v);
-    SOFTLANE_UNROLL
-    for (size_t i = 0; i < kLanes; ++i) {
-      if (i < width) Store(v[i], tile + (c + i) * kLanes);
-    }
-  }
+  const T* base = Step<const T>(x, first, stride);
+  ForWidths<Vec<T>>(n, [=](size_t c, int width, auto bound) SOFTLANE_LAMBDA {
+    LoadColumns<bound.kWidth, T>(base + c, stride, rows, width, tile + c * Vec<T>::kLanes);
+  });
 }
 template <class T>
 SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t rows, size_t n,
                              const typename Vec<T>::Scalar* tile) {
-  using V = Vec<T>;
-  constexpr size_t kLanes = V::kLanes;
-  for (size_t c = 0; c < n; c += kLanes) {
-    const size_t width = Min(kLanes, n - c);
-    V v[kLanes];
-    SOFTLANE_UNROLL
-    for (size_t i = 0; i < kLanes; ++i) v[i] = V::Load(tile + (c + i) * kLanes);
-    TransposeSquare<V>(v);
-    SOFTLANE_UNROLL
-    for (size_t r = 0; r < kLanes; ++r) {
-      if (r >= rows) continue;
-      T* p = Step<T>(out, first + r, stride) + c;
-      if (width == kLanes) {
-        Store(v[r], p);
-      } else {
-        StoreN(v[r], p, static_cast<int>(width));
-      }
-    }
-  }
+  T* base = Step<T>(out, first, stride);
+  ForWidths<Vec<T>>(n, [=](size_t c, int width, auto bound) SOFTLANE_LAMBDA {
+    StoreColumns<bound.kWidth, T>(base + c, stride, rows, width, tile + c * Vec<T>::kLanes);
+  });
 }
 
 // Calls f(first row, Panel, OutPanel) for tiles of rows; the OutPanel lies over the Panel, and is
@@ -1069,12 +1209,11 @@ void LogSumExpRows(const Batch& b) {
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
     for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
     const auto stats = rows.Statistics();
-    const auto log_sum = stats.LogSum();
-    const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
+    StoreN(LogSumExpOf(stats.max, stats.LogSum()), out + first, static_cast<int>(rows.rows));
+    const PerRow max(stats.max);
     for (size_t r = 0; r < rows.rows; ++r) {
       const bool infinite = max[r] == kInf || max[r] == -kInf;
-      const bool has_nan = infinite && HasNaN(rows.x[r], b.n, b.chunked);
-      out[first + r] = LogSumExpOf(max[r], hi[r], lo[r], has_nan);
+      if (infinite && HasNaN(rows.x[r], b.n, b.chunked)) out[first + r] = kInf - kInf;
     }
   });
 }

@@ -194,17 +194,28 @@ SOFTLANE_INLINE ND SwapLanes(ND a) {
 }
 template <int kDistance>
 SOFTLANE_INLINE void Exchange(NF& a, NF& b) {
-  constexpr int kUpper = kDistance == 4 ? 0xf0 : kDistance == 2 ? 0xcc : 0xaa;
-  const NF from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
-  a.v = _mm256_blend_ps(a.v, from_b.v, kUpper);
-  b.v = _mm256_blend_ps(from_a.v, b.v, kUpper);
+  const __m256 x = a.v, y = b.v;
+  if constexpr (kDistance == 4) {
+    a.v = _mm256_permute2f128_ps(x, y, 0x20);
+    b.v = _mm256_permute2f128_ps(x, y, 0x31);
+  } else if constexpr (kDistance == 2) {
+    a.v = _mm256_shuffle_ps(x, y, 0x44);
+    b.v = _mm256_shuffle_ps(x, y, 0xee);
+  } else {
+    a.v = _mm256_blend_ps(x, _mm256_moveldup_ps(y), 0xaa);
+    b.v = _mm256_blend_ps(_mm256_movehdup_ps(x), y, 0xaa);
+  }
 }
 template <int kDistance>
 SOFTLANE_INLINE void Exchange(ND& a, ND& b) {
-  constexpr int kUpper = kDistance == 2 ? 0xc : 0xa;
-  const ND from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
-  a.v = _mm256_blend_pd(a.v, from_b.v, kUpper);
-  b.v = _mm256_blend_pd(from_a.v, b.v, kUpper);
+  const __m256d x = a.v, y = b.v;
+  if constexpr (kDistance == 2) {
+    a.v = _mm256_permute2f128_pd(x, y, 0x20);
+    b.v = _mm256_permute2f128_pd(x, y, 0x31);
+  } else {
+    a.v = _mm256_unpacklo_pd(x, y);
+    b.v = _mm256_unpackhi_pd(x, y);
+  }
 }
 SOFTLANE_INLINE float FirstLane(NF a) { return _mm256_cvtss_f32(a.v); }
 SOFTLANE_INLINE double FirstLane(ND a) { return _mm256_cvtsd_f64(a.v); }
@@ -220,14 +231,33 @@ SOFTLANE_INLINE NF Demote(Pair<ND> a) {
 
 SOFTLANE_INLINE void Store(NF a, float* p) { _mm256_storeu_ps(p, a.v); }
 SOFTLANE_INLINE void Store(ND a, double* p) { _mm256_storeu_pd(p, a.v); }
-// A masked store is slow on some processors even where the mask is full.
+// Masked stores take a dozen cycles and more on some processors.
 SOFTLANE_INLINE void StoreN(NF a, float* p, int n) {
   if (n >= 8) return Store(a, p);
-  _mm256_maskstore_ps(p, NF::First(n), a.v);
+  if (n <= 0) return;
+  __m128 x = _mm256_castps256_ps128(a.v);
+  if (n & 4) {
+    _mm_storeu_ps(p, x);
+    x = _mm256_extractf128_ps(a.v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), x);
+    x = _mm_movehl_ps(x, x);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, x);
 }
 SOFTLANE_INLINE void StoreN(ND a, double* p, int n) {
   if (n >= 4) return Store(a, p);
-  _mm256_maskstore_pd(p, ND::First(n), a.v);
+  if (n <= 0) return;
+  __m128d x = _mm256_castpd256_pd128(a.v);
+  if (n & 2) {
+    _mm_storeu_pd(p, x);
+    x = _mm256_extractf128_pd(a.v, 1);
+    p += 2;
+  }
+  if (n & 1) _mm_store_sd(p, x);
 }
 SOFTLANE_INLINE __m128i ToHalf(NF a, Float16*) {
   return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -258,7 +288,8 @@ SOFTLANE_INLINE void StoreHalves(__m128i h, Half* p, int n) {
   }
   int low = _mm_cvtsi128_si32(h);
   if (n & 2) {
-    __builtin_memcpy(p, &low, sizeof(low));
+    p[0].bits = static_cast<uint16_t>(low);
+    p[1].bits = static_cast<uint16_t>(low >> 16);
     low = _mm_extract_epi32(h, 1);
     p += 2;
   }

@@ -173,20 +173,34 @@ SOFTLANE_INLINE ND SwapLanes(ND a) {
 }
 template <int kDistance>
 SOFTLANE_INLINE void Exchange(NF& a, NF& b) {
-  constexpr int kUpper = kDistance == 8   ? 0xff00
-                         : kDistance == 4 ? 0xf0f0
-                         : kDistance == 2 ? 0xcccc
-                                          : 0xaaaa;
-  const NF from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
-  a.v = _mm512_mask_mov_ps(a.v, static_cast<__mmask16>(kUpper), from_b.v);
-  b.v = _mm512_mask_mov_ps(from_a.v, static_cast<__mmask16>(kUpper), b.v);
+  const __m512 x = a.v, y = b.v;
+  if constexpr (kDistance == 8) {
+    a.v = _mm512_shuffle_f32x4(x, y, 0x44);
+    b.v = _mm512_shuffle_f32x4(x, y, 0xee);
+  } else if constexpr (kDistance == 4) {
+    a.v = _mm512_mask_shuffle_f32x4(x, 0xf0f0, y, y, 0xa0);
+    b.v = _mm512_mask_shuffle_f32x4(y, 0x0f0f, x, x, 0xf5);
+  } else if constexpr (kDistance == 2) {
+    a.v = _mm512_shuffle_ps(x, y, 0x44);
+    b.v = _mm512_shuffle_ps(x, y, 0xee);
+  } else {
+    a.v = _mm512_mask_moveldup_ps(x, 0xaaaa, y);
+    b.v = _mm512_mask_movehdup_ps(y, 0x5555, x);
+  }
 }
 template <int kDistance>
 SOFTLANE_INLINE void Exchange(ND& a, ND& b) {
-  constexpr int kUpper = kDistance == 4 ? 0xf0 : kDistance == 2 ? 0xcc : 0xaa;
-  const ND from_a = SwapLanes<kDistance>(a), from_b = SwapLanes<kDistance>(b);
-  a.v = _mm512_mask_mov_pd(a.v, static_cast<__mmask8>(kUpper), from_b.v);
-  b.v = _mm512_mask_mov_pd(from_a.v, static_cast<__mmask8>(kUpper), b.v);
+  const __m512d x = a.v, y = b.v;
+  if constexpr (kDistance == 4) {
+    a.v = _mm512_shuffle_f64x2(x, y, 0x44);
+    b.v = _mm512_shuffle_f64x2(x, y, 0xee);
+  } else if constexpr (kDistance == 2) {
+    a.v = _mm512_mask_shuffle_f64x2(x, 0xcc, y, y, 0xa0);
+    b.v = _mm512_mask_shuffle_f64x2(y, 0x33, x, x, 0xf5);
+  } else {
+    a.v = _mm512_unpacklo_pd(x, y);
+    b.v = _mm512_unpackhi_pd(x, y);
+  }
 }
 SOFTLANE_INLINE float FirstLane(NF a) { return _mm512_cvtss_f32(a.v); }
 SOFTLANE_INLINE double FirstLane(ND a) { return _mm512_cvtsd_f64(a.v); }

@@ -40,12 +40,11 @@ struct LaneInts : LaneArray<T, kCount> {
 using NI = LaneInts<int32_t, 16>;
 using NL = LaneInts<int64_t, 8>;
 
-template <class To, class From>
-SOFTLANE_INLINE To BitCast(From from) {
-  static_assert(sizeof(To) == sizeof(From), "");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
+SOFTLANE_INLINE float Magnitude(float x) {
+  return BitCast<float>(BitCast<uint32_t>(x) & UINT32_C(0x7fffffff));
+}
+SOFTLANE_INLINE double Magnitude(double x) {
+  return BitCast<double>(BitCast<uint64_t>(x) & UINT64_C(0x7fffffffffffffff));
 }
 
 // half <-> float by integer arithmetic, round to nearest even.
@@ -137,8 +136,8 @@ SOFTLANE_CALL float FusedMulAdd(float a, float b, float c) {
 SOFTLANE_CALL double FusedMulAdd(double a, double b, double c) {
   const double p = a * b;
   const double limit = 0x1p900;
-  const double size = __builtin_fabs(a) > __builtin_fabs(b) ? __builtin_fabs(a) : __builtin_fabs(b);
-  if (!(size < limit) || !(__builtin_fabs(p) < limit) || !(__builtin_fabs(c) < limit)) return p + c;
+  const double size = Magnitude(a) > Magnitude(b) ? Magnitude(a) : Magnitude(b);
+  if (!(size < limit) || !(Magnitude(p) < limit) || !(Magnitude(c) < limit)) return p + c;
   if (p == 0) return p + c;
   const double a_big = a * 134217729.0, b_big = b * 134217729.0;
   const double a_hi = a_big - (a_big - a), a_lo = a - a_hi;
@@ -205,8 +204,8 @@ SOFTLANE_INLINE double PlainMulAdd(double a, double b, double c) { return a * b 
   SOFTLANE_INLINE V::Scalar FirstLane(const V& a) { return a.v[0]; }
 SOFTLANE_LANES_FLOATS(NF, MF)
 SOFTLANE_LANES_FLOATS(ND, MD)
-SOFTLANE_LANES_1(NF, NF, Abs, __builtin_fabsf(a.v[i]))
-SOFTLANE_LANES_1(ND, ND, Abs, __builtin_fabs(a.v[i]))
+SOFTLANE_LANES_1(NF, NF, Abs, Magnitude(a.v[i]))
+SOFTLANE_LANES_1(ND, ND, Abs, Magnitude(a.v[i]))
 
 template <int kCount>
 SOFTLANE_INLINE uint32_t BitsOfMask(const LaneMask<kCount>& m) {
