@@ -614,7 +614,7 @@ class CrossEntropy {
     batch.coef = coef;
     batch.weighs = a_.sample_weight != nullptr;
     batch.loss = loss;
-    batch.divisor = divisor / compute_.factor;  // which the gradient lacks
+    batch.divisor = divisor == 0 ? kNaN : divisor / compute_.factor;  // which the gradient lacks
     batch.weight = weights_;
     batch.weight_sum = weight_sum_;
     batch.smoothing = a_.label_smoothing;

@@ -122,6 +122,23 @@ def test_gradients_of_every_size(isa: str, dtype: DType) -> None:
     check_ulp(softlane.log_softmax_backward(g, lp), oracle.log_softmax_backward(g, lp))
 
 
+@pytest.mark.parametrize("n", [17, 32, 1000])
+def test_sums_of_products_too_small_for_a_float(isa: str, n: int) -> None:
+    y = np.full((20, n), 2.0**-75, np.float32)
+    g = y.copy()
+    y[:, 0], g[:, 0] = 1, 0
+    for axis in (0, 1):
+        sizes = [g[:1], g] if axis else [g[:1].T, g.T]  # a row, a panel
+        for gradient, result in zip(sizes, [y[:1], y] if axis else [y[:1].T, y.T], strict=True):
+            gradient, result = np.ascontiguousarray(gradient), np.ascontiguousarray(result)
+            check_ulp(
+                softlane.softmax_backward(gradient, result, axis=axis),
+                oracle.softmax_backward(gradient, result, axis=axis),
+            )
+    zero = np.zeros_like(g)
+    assert (softlane.softmax_backward(zero, y) == 0).all()
+
+
 def test_unequal_sizes(isa: str) -> None:
     """What is far larger, or far smaller, than the rest of its row takes nothing from it."""
     for g, y in [

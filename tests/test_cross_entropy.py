@@ -430,7 +430,21 @@ def test_weights_that_add_up_to_zero_give_a_nan_mean(isa: str) -> None:
     x = rng_for("zero weights").standard_normal((2, 2))
     assert np.isnan(softlane.cross_entropy(x, [0, 0], sample_weight=[0.0, 0.0]))
     assert softlane.cross_entropy(x, [0, 0], sample_weight=[0.0, 0.0], reduction="sum") == 0
-    assert np.isnan(softlane.cross_entropy(x[:, :2] * 0, [0, 1], weight=[1.0, -1.0]))
+    for dtype in FLOATS:
+        for samples in (1, 20):  # rows, and a panel of them
+            y = np.tile([0, 1], samples)
+            loss, grad = softlane.cross_entropy_with_grad(
+                np.zeros((2 * samples, 2), dtype), y, weight=[1.0, -1.0]
+            )
+            assert np.isnan(loss)
+            assert np.isnan(grad.astype(float)).all(), dtype
+
+
+@every_float
+def test_certain_rows_have_a_gradient_of_plus_zero(isa: str, dtype: DType) -> None:
+    for x in ([[3.0]], [[3.0]] * 20, [[2000.0, 0.0]], [[2000.0, 0.0]] * 20):
+        _, grad = softlane.cross_entropy_with_grad(np.array(x, dtype), [0] * len(x))
+        assert_same_bits(grad, np.zeros(grad.shape, dtype))
 
 
 # Specials

@@ -100,13 +100,15 @@ struct DotSum {
   Wide<V> Lanes() const { return Add(sum.Lanes(), Widen(rest)); }
   Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
 };
-template <>
-struct DotSum<F64> : ExactSum<F64> {};
 
 // Calls f with the sum that rows of n products take: one of single products has nothing to save.
 template <class V, class F>
 SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
-  return n <= V::kLanes ? f(GradSum<V>()) : f(DotSum<V>());
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    return f(GradSum<V>());
+  } else {
+    return n <= V::kLanes ? f(GradSum<V>()) : f(DotSum<V>());
+  }
 }
 SOFTLANE_INLINE void AddDot(F32 a, F32 b, WideSum<D16>& sum) { sum.AddProduct(Widen(a), Widen(b)); }
 template <class V, class Sum>
@@ -320,6 +322,17 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   });
 }
 
+// Whether a Σ that is 0 may have lost products too small for a float; where a g counts, it has to be formed
+// anew.
+template <class V>
+inline bool MayLose(size_t n, Double2<Wide<V>> total) {
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    return false;
+  } else {
+    return n > V::kLanes && AnyTrue(Eq(total.hi, Wide<V>::Set(0)));
+  }
+}
+
 template <class P, class Out>
 inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
   using V = typename P::V;
@@ -329,7 +342,18 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
         b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA { AddDot(g.Load(i), y.Load(i), lane); });
   });
   const auto total = Settled(sum);
-  MapPanel(b, g, y, out, NotZero<V>(SoftmaxGrad<V>::Fits(total, b.scale)), SoftmaxGrad<V>(total),
+  auto fits = SoftmaxGrad<V>::Fits(total, b.scale);
+  if (MayLose<V>(b.n, total)) {
+    using W = Wide<V>;
+    const V zero = V::Set(0);
+    V largest = zero;
+    for (size_t i = 0; i < b.n; ++i) {
+      largest = Max(IfThenElse(Eq(y.Load(i), zero), zero, Abs(g.Load(i))), largest);
+    }
+    const auto lost = And(Eq(total.hi, W::Set(0)), Lt(W::Set(0), Widen(largest)));
+    fits = IfThenElse(lost, W::Set(0), fits);
+  }
+  MapPanel(b, g, y, out, NotZero<V>(fits), SoftmaxGrad<V>(total),
            SoftmaxBackwardRow<typename P::T>);
 }
 
@@ -352,7 +376,8 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       return sum.Total();
     });
     const Double2<W> total = {W::Set(FirstLane(dot.hi)), W::Set(FirstLane(dot.lo))};
-    if (AnyTrue(Eq(SoftmaxGrad<V>::Fits(total, b.scale), W::Set(0)))) {
+    const bool lost = MayLose<V>(b.n, total) && LargestGrad<true, T>(b, row) != 0;
+    if (lost || AnyTrue(Eq(SoftmaxGrad<V>::Fits(total, b.scale), W::Set(0)))) {
       SoftmaxBackwardRow<T>(b, row);
     } else {
       MapPairs<T>(b, row, SoftmaxGrad<V>(total));

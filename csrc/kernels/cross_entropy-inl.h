@@ -77,7 +77,7 @@ template <class V, class W>
 SOFTLANE_CALL W SampleLoss(const Sample<V, W>& s, const LossTerms<W>& terms) {
   const W zero = W::Set(0), one = W::Set(1), far = W::Set(0x1p900);
   if constexpr (Stats<V, W>::kFloat) {
-    // The difference is exact, or infinite.
+    // The difference is rounded at 2^-53 of it, or infinite.
     if (terms.plain) return Add(Sub(s.stats.max, s.target), s.stats.LogSum().hi);
   }
   const auto huge =
@@ -136,12 +136,11 @@ template <class V, class W>
 inline GradTerms<W> PlainSampleGrad(const Sample<V, W>& s, W target_exp,
                                     const LossTerms<W>& terms) {
   const W zero = W::Set(0);
-  const W hit = Mul(Mul(Mul(terms.keep.hi, s.weight.hi), Div(s.coef, terms.divisor)),
-                    terms.inverse_temperature.hi);
+  const W hit = Mul(Mul(s.weight.hi, Div(s.coef, terms.divisor)), terms.inverse_temperature.hi);
   const W total = Add(s.stats.others.hi, s.stats.top.hi);
   const W others = IfThenElse(Eq(s.target, s.stats.max), s.stats.others.hi, Sub(total, target_exp));
   return {ToDouble2(hit), ToDouble2(total), ToDouble2(zero),
-          Mul(Sub(zero, hit), Div(others, total))};
+          Sub(zero, Mul(hit, Div(others, total)))};
 }
 template <class V, class W>
 SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_exp,
@@ -572,9 +571,9 @@ struct PanelTargets {
   PanelTargets(const LossBatch& b, size_t first, const P& panel) {
     using W = Wide<V>;
     for (int c = 0; c < panel.columns; ++c) {
-      const auto y = static_cast<uint64_t>(b.targets[first + static_cast<size_t>(c)]);
-      const bool is_live = y < b.n;
-      target[c] = is_live ? static_cast<size_t>(y) : 0;
+      const size_t sample = first + static_cast<size_t>(c);
+      const bool is_live = !Ignored(b, sample);
+      target[c] = is_live ? static_cast<size_t>(b.targets[sample]) : 0;
       logit[c] = LoadOne(Step<const typename P::T>(panel.x, target[c], panel.stride) + c);
       live[c] = is_live ? Scalar{1} : Scalar{0};
       all_live = all_live && is_live;
@@ -586,7 +585,6 @@ struct PanelTargets {
     for (int c = 0; c < panel.columns; ++c) hi[c] = WeightOf(b, target[c], &lo[c]);
     weight = {W::Load(hi), W::Load(lo)};
   }
-  V Live(V x) const { return all_live ? x : IfThenElseZero(Eq(V::Load(live), V::Set(1)), x); }
 };
 
 template <class P, class Out>
@@ -619,16 +617,19 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   sample.stats.DropFloor(b.n);
   StoreN(SampleLoss(sample, terms), b.loss + first, panel.columns);
   if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
-  for (int c = 0; c < panel.columns && !given.all_live; ++c) {
-    if (given.live[c] != 0) continue;
-    b.loss[first + static_cast<size_t>(c)] = 0;
-    PutNoStats(b, first + static_cast<size_t>(c));
+  if (!given.all_live) {
+    for (int c = 0; c < panel.columns; ++c) {
+      if (given.live[c] != 0) continue;
+      b.loss[first + static_cast<size_t>(c)] = 0;
+      PutNoStats(b, first + static_cast<size_t>(c));
+    }
   }
   if (b.grad == nullptr) return;
   const GradTerms<W> grads = SampleGrad(sample, LiveExp<V>(Widen(Exp(logit, ref))), terms);
   const Factor<V> factor =
       PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
   const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
+  const auto is_live = Eq(V::Load(given.live), V::Set(1));
   for (size_t i = 0; i < b.n; ++i) {
     V g;
     if (terms.smooth) {
@@ -639,7 +640,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
       const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
       g = plain ? factor.Plain(e) : factor(e);
     }
-    out.Store(i, given.Live(g));
+    out.Store(i, IfThenElseZero(is_live, g));
   }
   typename V::Scalar at_target[kLanes];
   Store(Narrow(grads.at_target, static_cast<V*>(nullptr)), at_target);

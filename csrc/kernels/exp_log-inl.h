@@ -181,7 +181,7 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
 
-// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.2 u relative
+// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u (double: 0.2 u) relative
 // (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
 // 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
 template <bool kOrdinary = false, bool kSharp = false, class V>

@@ -444,12 +444,6 @@ inline bool HasNaN(const T* row, size_t n, const ChunkIo* io) {
   return found;
 }
 
-// The mask of one lane.
-template <class V>
-SOFTLANE_INLINE typename V::Mask Lane(int lane) {
-  return AndNot(V::FirstN(lane), V::FirstN(lane + 1));
-}
-
 // The numbers of a vector's lanes.
 template <class V>
 inline V LaneNumbers() {
@@ -997,7 +991,7 @@ void LogSumExpCols(const Batch& b) {
 // maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
 constexpr size_t kShortRow = 128;
 // The same for pairs of rows, which need less arithmetic, and for those that need exps.
-constexpr size_t kShortPair = 32, kShortLogPair = 64;
+constexpr size_t kShortPair = 24, kShortLogPair = 64;
 
 // Turns the squares that the first kWidth vectors hold side by side, kWidth by kWidth elements, around
 // their diagonals.
