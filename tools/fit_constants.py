@@ -520,6 +520,7 @@ def check(c: Constants, points: int) -> None:
         check_fit(f, points, rng)
     check_exp2_relative(c.exp_f, points, -27, rng)
     check_exp2_relative(c.exp_d, points, -54.5, rng)
+    # kExp2ShortD serves 2^r alone, whose error is the absolute one.
     check_log1p(c, points, rng)
     check_exp2_table("kExp2TableF_bits", c.table_f, FLOAT_BITS)
     check_exp2_table("kExp2TableD_bits", c.table_d, DOUBLE_BITS)
