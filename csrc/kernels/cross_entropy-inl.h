@@ -136,7 +136,7 @@ template <class V, class W>
 inline GradTerms<W> PlainSampleGrad(const Sample<V, W>& s, W target_exp,
                                     const LossTerms<W>& terms) {
   const W zero = W::Set(0);
-  const W hit = Mul(Mul(s.weight.hi, Div(s.coef, terms.divisor)), terms.inverse_temperature.hi);
+  const W hit = Mul(Div(Mul(s.weight.hi, s.coef), terms.divisor), terms.inverse_temperature.hi);
   const W total = Add(s.stats.others.hi, s.stats.top.hi);
   const W others = IfThenElse(Eq(s.target, s.stats.max), s.stats.others.hi, Sub(total, target_exp));
   return {ToDouble2(hit), ToDouble2(total), ToDouble2(zero),
