@@ -67,6 +67,8 @@ Scale make_scale(double temperature) {
 // double has no room for log2(e)/T, logits and T are multiplied by a power of two first.
 bool fits_float(double temperature) { return temperature > 0x1p-90 && temperature < 0x1p90; }
 bool fits_double(double temperature) { return temperature > 0x1p-800 && temperature < 0x1p800; }
+// What a gradient by a tiny temperature is multiplied by at last: 1/T alone may have no double.
+double gradient_lift(double temperature) { return temperature < 0x1p-900 ? 0x1p120 : 1; }
 
 struct Compute {
   DType type;  // of the packed rows, and of the kernel
@@ -444,6 +446,7 @@ class CrossEntropy {
       : a_(args),
         compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
                               args.result == DType::kFloat64 || args.softcap != 0)),
+        lift_(gradient_lift(args.temperature)),
         given_(is_floating(args.targets.dtype)) {
     // Probabilities become the weights of packed rows; softcap is for those too.
     if (given_ || a_.softcap != 0) compute_.direct = false;
@@ -614,7 +617,8 @@ class CrossEntropy {
     batch.coef = coef;
     batch.weighs = a_.sample_weight != nullptr;
     batch.loss = loss;
-    batch.divisor = divisor == 0 ? kNaN : divisor / compute_.factor;  // which the gradient lacks
+    // The gradient lacks the factor of the logits, and what it is multiplied by later.
+    batch.divisor = divisor == 0 ? kNaN : divisor * (lift_ / compute_.factor);
     batch.weight = weights_;
     batch.weight_sum = weight_sum_;
     batch.smoothing = a_.label_smoothing;
@@ -635,6 +639,12 @@ class CrossEntropy {
                       compute_.factor, -kInf};
       if (a_.grad != nullptr) {
         row.slots[1] = {a_.grad, 1, nullptr, scratch.pack(0), compute_.type, 1, 0};
+        if (a_.softcap != 0 || lift_ != 1) {
+          row.slots[1].adjust = [&](double* grad, size_t start, size_t n) {
+            if (a_.softcap != 0) uncap(row, grad, start, n);
+            for (size_t c = 0; lift_ != 1 && c < n; ++c) grad[c] *= lift_;
+          };
+        }
       }
       static const double one = 1;
       ones.data = const_cast<char*>(reinterpret_cast<const char*>(&one));
@@ -717,7 +727,7 @@ class CrossEntropy {
     active_table().blend(blend, weights, t, weight_lo(), count);
   }
 
-  // Caps the logits as they are packed, and brings the gradient back through that.
+  // Caps the logits as they are packed.
   void cap(PackedRow& row, RowOptions& options) const {
     const KernelTable& table = active_table();
     row.slots[0].factor = 1;  // which comes after the cap
@@ -726,17 +736,17 @@ class CrossEntropy {
       if (compute_.factor == 1) return;
       for (size_t i = 0; i < count; ++i) x[i] = (x[i] - options.center) * compute_.factor;
     };
-    if (a_.grad == nullptr) return;
-    row.slots[1].adjust = [&](double* grad, size_t start, size_t count) {
-      const Slot& logits = row.slots[0];
-      auto* raw = reinterpret_cast<double*>(scratch.kernel());
-      for_steps(plan_, logits.operand, logits.row, start, count,
-                [&](char* from, ptrdiff_t step, size_t at, size_t n) {
-                  pack(from, step, a_.logits.dtype, a_.logits.swapped, raw + at, DType::kFloat64,
-                       n);
-                });
-      table.softcap_backward(raw, grad, count, a_.softcap);
-    };
+  }
+
+  // Brings the gradient of capped logits back through the cap.
+  void uncap(const PackedRow& row, double* grad, size_t start, size_t count) const {
+    const Slot& logits = row.slots[0];
+    auto* raw = reinterpret_cast<double*>(scratch.kernel());
+    for_steps(plan_, logits.operand, logits.row, start, count,
+              [&](char* from, ptrdiff_t step, size_t at, size_t n) {
+                pack(from, step, a_.logits.dtype, a_.logits.swapped, raw + at, DType::kFloat64, n);
+              });
+    active_table().softcap_backward(raw, grad, count, a_.softcap);
   }
 
   // Calls f(class, weight, its low part) for the row's weights as the kernel will see them.
@@ -815,6 +825,7 @@ class CrossEntropy {
 
   const CrossEntropyArgs& a_;
   Compute compute_;
+  double lift_;
   bool given_;  // targets are probabilities
   Plan plan_;
   size_t classes_ = 0;
@@ -926,7 +937,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   Compute compute = make_compute(grad_output, &out, nullptr, temperature, !same);
   compute.direct = compute.direct && same && output.aligned();
   // 1/T alone is needed here, and has to be an ordinary number.
-  const double factor = temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
+  const double factor = temperature > 0x1p900 ? 0x1p-120 : gradient_lift(temperature);
   compute.scale = make_scale(temperature * factor);
   Plan plan = make_plan(out.ndim, out.shape.data(), axes,
                         {grad_output.strides.data(), output.strides.data(), out.strides.data()});

@@ -430,11 +430,11 @@ def test_weights_that_add_up_to_zero_give_a_nan_mean(isa: str) -> None:
     x = rng_for("zero weights").standard_normal((2, 2))
     assert np.isnan(softlane.cross_entropy(x, [0, 0], sample_weight=[0.0, 0.0]))
     assert softlane.cross_entropy(x, [0, 0], sample_weight=[0.0, 0.0], reduction="sum") == 0
+    assert np.isnan(softlane.cross_entropy(x[:, :2] * 0, [0, 1], weight=[1.0, -1.0]))
     for dtype in FLOATS:
-        for samples in (1, 20):  # rows, and a panel of them
-            y = np.tile([0, 1], samples)
+        for classes in (2, 200):  # a panel, and rows
             loss, grad = softlane.cross_entropy_with_grad(
-                np.zeros((2 * samples, 2), dtype), y, weight=[1.0, -1.0]
+                np.zeros((2, classes), dtype), [0, 1], weight=[1.0, -1.0] * (classes // 2)
             )
             assert np.isnan(loss)
             assert np.isnan(grad.astype(float)).all(), dtype
@@ -726,9 +726,28 @@ def test_grad_out_over_the_logits(isa: str) -> None:
         assert_same_bits(x, grad)
 
 
-@pytest.mark.parametrize("temperature", [1e-305, 1e-250, 1e250, 1e305])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-305, 1e-250, 1e250, 1e305])
 def test_gradients_at_extreme_temperatures(isa: str, temperature: float) -> None:
     rng = rng_for("extreme", temperature)
     x, y = rng.standard_normal((6, 9)) * min(temperature, 1.0), rng.integers(0, 9, 6)
-    _, grad = softlane.cross_entropy_with_grad(x, y, temperature=temperature, reduction="none")
-    check_ulp(grad, oracle.cross_entropy(x, y, temperature=temperature).grad)
+    w = rng.integers(0, 3, 9)
+    for options in ({}, {"weight": w}, {"label_smoothing": 0.1}, {"weight": w, "softcap": 50.0}):
+        more: dict[str, Any] = {"temperature": temperature, **options}
+        _, grad = softlane.cross_entropy_with_grad(x, y, reduction="none", **more)
+        check_ulp(grad, oracle.cross_entropy(x, y, **more).grad)
+
+
+@every_float
+def test_tiny_temperatures_give_no_nan(isa: str, dtype: DType) -> None:
+    """Beyond the largest float64 1/T is infinite, but 0 times that is 0."""
+    x = to_dtype([[0, 1, 3]], dtype)
+    for temperature in (5e-324, 1e-320, 1e-308):
+        loss, grad = softlane.cross_entropy_with_grad(x, [2], temperature=temperature)
+        assert loss == 0
+        assert_same_bits(grad, to_dtype([[0, 0, 0]], dtype))
+        loss, grad = softlane.cross_entropy_with_grad(x, [0], temperature=temperature)
+        assert loss == inf
+        far = grad.astype(np.float64)
+        assert far[0, 0] < -1e307 or far[0, 0] == -inf
+        assert far[0, 1] == 0
+        assert far[0, 2] == -far[0, 0]

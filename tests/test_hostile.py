@@ -139,12 +139,12 @@ for shape in ((4,), (2, 4)):
     for n in reversed(shape):
         kind *= n
     source, out = kind(), np.empty(shape)
-    np.ctypeslib.as_array(source)[...] = 1
+    np.ctypeslib.as_array(source)[...] = [0, -np.inf, 0, -np.inf]
     try:
         _core.softmax(source, out, (len(shape) - 1,), None, 1.0, False, 0)
     except (TypeError, ValueError, BufferError):
         continue
-    assert (abs(out - 0.25) < 1e-15).all()
+    assert (out == [0.5, 0, 0.5, 0]).all()
 print("alive")
 """
 
@@ -562,7 +562,7 @@ while time.monotonic() < end:
         calls += 1
 stop = True
 thread.join()
-assert (abs(softlane.softmax(np.ones((4, 2)), 1) - 0.5) < 1e-15).all()
+assert (softlane.softmax(np.zeros((4, 2)), 1) == 0.5).all()
 print(calls)
 """
     # NumPy warns about setting a shape from 2.5 on.

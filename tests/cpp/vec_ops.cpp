@@ -339,22 +339,12 @@ void AddBits(Hash& hash, V x) {
 }
 
 template <class V>
-struct Lanes {
-  static constexpr size_t kCount = static_cast<size_t>(V::kLanes);
-  static uint32_t MaskBits(typename V::Mask m) { return BitsOfMask(m); }
-};
-template <class H>
-struct Lanes<Pair<H>> {
-  static constexpr size_t kCount = static_cast<size_t>(2 * H::kLanes);
-  static uint32_t MaskBits(PairMask<typename H::Mask> m) {
-    return Lanes<H>::MaskBits(m.a) | Lanes<H>::MaskBits(m.b) << H::kLanes;
-  }
-};
+constexpr size_t kLaneCount = static_cast<size_t>(V::kLanes);
 
 template <class V, class Op>
 void Unary(const char* name, bool number, const std::vector<typename V::Scalar>& x, Op op) {
   Hash hash;
-  for (size_t i = 0; i < x.size(); i += Lanes<V>::kCount) {
+  for (size_t i = 0; i < x.size(); i += kLaneCount<V>) {
     const V y = op(V::Load(&x[i]));
     AddLanes(hash, y, &x[i], number);
   }
@@ -363,7 +353,7 @@ void Unary(const char* name, bool number, const std::vector<typename V::Scalar>&
 template <class V, class Op>
 void Ternary(const char* name, const Columns<typename V::Scalar>& x, Op op) {
   Hash hash;
-  for (size_t i = 0; i < x.a.size(); i += Lanes<V>::kCount)
+  for (size_t i = 0; i < x.a.size(); i += kLaneCount<V>)
     AddNumbers(hash, op(V::Load(&x.a[i]), V::Load(&x.b[i]), V::Load(&x.c[i])));
   hash.Line(name, TypeName<typename V::Scalar>());
 }
@@ -374,15 +364,15 @@ void Binary(const char* name, const Columns<typename V::Scalar>& x, Op op) {
 template <class V, class Op>
 void Compare(const char* name, const Columns<typename V::Scalar>& x, Op op) {
   Hash hash;
-  for (size_t i = 0; i < x.a.size(); i += Lanes<V>::kCount)
-    hash.Raw(Lanes<V>::MaskBits(op(V::Load(&x.a[i]), V::Load(&x.b[i]))));
+  for (size_t i = 0; i < x.a.size(); i += kLaneCount<V>)
+    hash.Raw(MaskBits<V>::Of(op(V::Load(&x.a[i]), V::Load(&x.b[i]))));
   hash.Line(name, TypeName<typename V::Scalar>());
 }
 // Integers come from and go to the floating vectors' bits.
 template <class V, class Op>
 void Integers(const char* name, const Columns<typename V::Scalar>& x, Op op) {
   Hash hash;
-  for (size_t i = 0; i < x.a.size(); i += Lanes<V>::kCount)
+  for (size_t i = 0; i < x.a.size(); i += kLaneCount<V>)
     AddBits(hash, FromBits(op(BitsOf(V::Load(&x.a[i])), BitsOf(V::Load(&x.b[i])))));
   hash.Line(name, TypeName<typename Format<typename V::Scalar>::Int>());
 }
@@ -413,9 +403,9 @@ void Fused() {
   using T = typename V::Scalar;
   const Columns<T> x = Triples<T>();
   Hash add, exact, negated, sub;
-  for (size_t i = 0; i < x.a.size(); i += Lanes<V>::kCount) {
+  for (size_t i = 0; i < x.a.size(); i += kLaneCount<V>) {
     if (kGeneric) {
-      for (size_t j = i; j < i + Lanes<V>::kCount; ++j) {
+      for (size_t j = i; j < i + kLaneCount<V>; ++j) {
         add.Number(std::fma(x.a[j], x.b[j], x.c[j]));
         exact.Number(std::fma(x.a[j], x.b[j], x.c[j]));
         negated.Number(std::fma(-x.a[j], x.b[j], x.c[j]));
@@ -448,7 +438,7 @@ void Masks() {
   Compare<V>("Or", couples, [one](V a, V b) { return Or(Lt(a, one), Lt(b, one)); });
   Compare<V>("AndNot", couples, [one](V a, V b) { return AndNot(Lt(a, one), Lt(b, one)); });
   Hash choice, or_zero;
-  for (size_t i = 0; i < couples.a.size(); i += Lanes<V>::kCount) {
+  for (size_t i = 0; i < couples.a.size(); i += kLaneCount<V>) {
     const V a = V::Load(&couples.a[i]), b = V::Load(&couples.b[i]);
     AddBits(choice, IfThenElse(Lt(a, b), a, b));
     AddBits(or_zero, IfThenElseZero(IsNaN(a), a));
@@ -460,14 +450,14 @@ void Masks() {
   Hash first, any, bits;
   T lanes[V::kLanes];
   for (int i = 0; i < V::kLanes; ++i) lanes[i] = static_cast<T>(i);
-  for (const int n : {-1000, 65537}) first.Raw(Lanes<V>::MaskBits(V::FirstN(n)));
+  for (const int n : {-1000, 65537}) first.Raw(MaskBits<V>::Of(V::FirstN(n)));
   for (int n = -1; n <= V::kLanes + 1; ++n) {
-    first.Raw(Lanes<V>::MaskBits(V::FirstN(n)));
+    first.Raw(MaskBits<V>::Of(V::FirstN(n)));
     AddBits(first, IfThenElse(V::FirstN(n), one, V::Set(2)));
     any.Raw(AnyTrue(V::FirstN(n)));
     const auto only = Eq(V::Load(lanes), V::Set(static_cast<T>(n)));
     any.Raw(AnyTrue(only));
-    bits.Raw(Lanes<V>::MaskBits(only));
+    bits.Raw(MaskBits<V>::Of(only));
   }
   first.Line("FirstN", TypeName<T>());
   any.Line("AnyTrue", TypeName<T>());
@@ -510,7 +500,7 @@ void Moves() {
   Random random(4);
   for (size_t i = 0; i < singles.size(); ++i) AddBits(set, V::Set(singles[i]));
   set.Line("Set", TypeName<T>());
-  for (size_t i = 0; i < singles.size(); i += Lanes<V>::kCount)
+  for (size_t i = 0; i < singles.size(); i += kLaneCount<V>)
     first.Raw(FirstLane(V::Load(&singles[i])));
   first.Line("FirstLane", TypeName<T>());
   for (int i = 0; i < 256; ++i) {
