@@ -54,15 +54,20 @@ inline W DivideByTemperature(W x, const Scale& scale) {
   return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
 }
 
+// |g|, or 0 where the output is 0 and the gradient has no part.
+template <class V>
+SOFTLANE_INLINE V LiveGrad(V g, V y) {
+  const V zero = V::Set(0);
+  return IfThenElse(Eq(y, zero), zero, Abs(g));
+}
+
 // The largest |g| of a row, with kMasked among the elements whose y is not 0.
 template <bool kMasked, class T>
 inline double LargestGrad(const BackwardBatch& b, size_t row) {
   using V = Vec<T>;
-  const V zero = V::Set(0);
-  V max = zero;
-  ForPairVectors<T>(b, row, 0, [&](V g, V y) {
-    max = Max(kMasked ? IfThenElse(Eq(y, zero), zero, Abs(g)) : Abs(g), max);
-  });
+  V max = V::Set(0);
+  ForPairVectors<T>(b, row, 0,
+                    [&](V g, V y) { max = Max(kMasked ? LiveGrad(g, y) : Abs(g), max); });
   return static_cast<double>(MaxLane(max));
 }
 
@@ -345,11 +350,8 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
   auto fits = SoftmaxGrad<V>::Fits(total, b.scale);
   if (MayLose<V>(b.n, total)) {
     using W = Wide<V>;
-    const V zero = V::Set(0);
-    V largest = zero;
-    for (size_t i = 0; i < b.n; ++i) {
-      largest = Max(IfThenElse(Eq(y.Load(i), zero), zero, Abs(g.Load(i))), largest);
-    }
+    V largest = V::Set(0);
+    for (size_t i = 0; i < b.n; ++i) largest = Max(LiveGrad(g.Load(i), y.Load(i)), largest);
     const auto lost = And(Eq(total.hi, W::Set(0)), Lt(W::Set(0), Widen(largest)));
     fits = IfThenElse(lost, W::Set(0), fits);
   }

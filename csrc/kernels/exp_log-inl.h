@@ -141,35 +141,33 @@ SOFTLANE_CALL ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
   return ref;
 }
 
-// w(r) of 2^r - 1 = r·w(r), as w[0] + r * tail.
+// c[kFirst] + r·(c[kFirst + 1] + r·(...)).
+template <size_t kFirst, class V, class Scalar, size_t kCount>
+SOFTLANE_INLINE V Horner(V r, const Scalar (&c)[kCount]) {
+  if constexpr (kFirst + 1 == kCount) {
+    return V::Set(c[kFirst]);
+  } else {
+    return MulAdd(r, Horner<kFirst + 1>(r, c), V::Set(c[kFirst]));
+  }
+}
+// w(r) of 2^r - 1 = r·w(r), as w(0) + r * tail.
 template <class V>
 SOFTLANE_INLINE V Exp2Tail(V r) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
-    V w = MulAdd(r, V::Set(kExp2F[3]), V::Set(kExp2F[2]));
-    return MulAdd(r, w, V::Set(kExp2F[1]));
+    return Horner<1>(r, kExp2F);
   } else {
-    V w = MulAdd(r, V::Set(kExp2D[7]), V::Set(kExp2D[6]));
-    w = MulAdd(r, w, V::Set(kExp2D[5]));
-    w = MulAdd(r, w, V::Set(kExp2D[4]));
-    w = MulAdd(r, w, V::Set(kExp2D[3]));
-    w = MulAdd(r, w, V::Set(kExp2D[2]));
-    return MulAdd(r, w, V::Set(kExp2D[1]));
+    return Horner<1>(r, kExp2D);
   }
 }
 // w(r) itself; as far as 2^r needs it, or kSharp, as 2^r - 1 does.
 template <bool kSharp, class V>
 SOFTLANE_INLINE V Exp2Poly(V r) {
-  using Scalar = typename V::Scalar;
-  if constexpr (kSharp || sizeof(Scalar) == 4) {
-    return MulAdd(r, Exp2Tail(r),
-                  V::Set(static_cast<Scalar>(sizeof(Scalar) == 4 ? kExp2F[0] : kExp2D[0])));
+  if constexpr (sizeof(typename V::Scalar) == 4) {
+    return Horner<0>(r, kExp2F);
+  } else if constexpr (kSharp) {
+    return Horner<0>(r, kExp2D);
   } else {
-    V w = MulAdd(r, V::Set(kExp2ShortD[6]), V::Set(kExp2ShortD[5]));
-    w = MulAdd(r, w, V::Set(kExp2ShortD[4]));
-    w = MulAdd(r, w, V::Set(kExp2ShortD[3]));
-    w = MulAdd(r, w, V::Set(kExp2ShortD[2]));
-    w = MulAdd(r, w, V::Set(kExp2ShortD[1]));
-    return MulAdd(r, w, V::Set(kExp2ShortD[0]));
+    return Horner<0>(r, kExp2ShortD);
   }
 }
 
@@ -181,9 +179,9 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
 
-// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Error before the product is rounded: 0.15 u (double: 0.2 u) relative
-// (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that; r is rounded at
-// 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
+// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Relative error before the product is rounded: 0.15 u in
+// float, 0.2 u in double (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that;
+// r is rounded at 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
 template <bool kOrdinary = false, bool kSharp = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;
@@ -297,10 +295,7 @@ template <class W>
 SOFTLANE_INLINE W LogTail(W r) {
   const W s = Div(r, Add(W::Set(2), r));
   const W z = Mul(s, s);
-  W poly = MulAdd(z, W::Set(kLogPoly[4]), W::Set(kLogPoly[3]));
-  poly = MulAdd(z, poly, W::Set(kLogPoly[2]));
-  poly = MulAdd(z, poly, W::Set(kLogPoly[1]));
-  poly = Mul(z, MulAdd(z, poly, W::Set(kLogPoly[0])));
+  const W poly = Mul(z, Horner<0>(z, kLogPoly));
   const W half_square = Mul(W::Set(0.5), Mul(r, r));
   return Sub(Mul(s, Add(half_square, poly)), half_square);
 }

@@ -11,15 +11,15 @@
 #define SOFTLANE_LAMBDA
 #define SOFTLANE_RARE __declspec(noinline)
 #define SOFTLANE_CALL __declspec(noinline)
-#elif SOFTLANE_BACKEND == SOFTLANE_IS_generic
+#else
+#if SOFTLANE_BACKEND == SOFTLANE_IS_generic
 // Its lanes are loops in memory, and calls of them no slower; the library is a tenth smaller.
 #define SOFTLANE_INLINE inline
 #define SOFTLANE_LAMBDA
-#define SOFTLANE_RARE __attribute__((noinline, cold))
-#define SOFTLANE_CALL __attribute__((noinline))
 #else
 #define SOFTLANE_INLINE inline __attribute__((always_inline))
 #define SOFTLANE_LAMBDA __attribute__((always_inline))
+#endif
 #define SOFTLANE_RARE __attribute__((noinline, cold))
 #define SOFTLANE_CALL __attribute__((noinline))
 #endif

@@ -490,6 +490,8 @@ SOFTLANE_INLINE void SumBlock(const T* x, size_t n, const T* ahead, const ExpRef
 template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
 inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& reference,
                    size_t skip, typename V::Scalar* kept, ExpSum<V>& total) {
+  static_assert(kOrdinary || kSkips,
+                "rows that are not ordinary are rare: one loop serves them all");
   const ExpReference<V> ref = reference;
   ExpSum<V> sum = total;
   for (size_t i = 0; i < n; i += kBlock) {
@@ -497,10 +499,10 @@ inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& 
     const T* next = ahead == nullptr ? nullptr : ahead + i;
     typename V::Scalar* keep = kKeep && kept != nullptr ? kept + i : nullptr;
     const bool here = kSkips && skip - i < kBlock;  // unsigned: it lies in this block
-    if (here || (kSkips && !kOrdinary)) {
+    if (here || !kOrdinary) {
       const size_t at = here ? skip - i : kBlock;
       SumBlock<kKeep, kOrdinary, true>(x + i, count, next, ref, at, keep, sum);
-    } else if constexpr (kOrdinary || !kSkips) {
+    } else if constexpr (kOrdinary) {
       SumBlock<kKeep, kOrdinary, false>(x + i, count, next, ref, 0, keep, sum);
     }
   }
