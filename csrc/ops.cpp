@@ -67,8 +67,11 @@ Scale make_scale(double temperature) {
 // double has no room for log2(e)/T, logits and T are multiplied by a power of two first.
 bool fits_float(double temperature) { return temperature > 0x1p-90 && temperature < 0x1p90; }
 bool fits_double(double temperature) { return temperature > 0x1p-800 && temperature < 0x1p800; }
-// What a gradient by a tiny temperature is multiplied by at last: 1/T alone may have no double.
-double gradient_lift(double temperature) { return temperature < 0x1p-900 ? 0x1p120 : 1; }
+// What a gradient by an extreme temperature is multiplied by at last: 1/T alone may have no double, or one with
+// few digits.
+double gradient_lift(double temperature) {
+  return temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
+}
 
 struct Compute {
   DType type;  // of the packed rows, and of the kernel
@@ -936,9 +939,8 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const bool same = output.dtype == grad_output.dtype && output.dtype == out.dtype;
   Compute compute = make_compute(grad_output, &out, nullptr, temperature, !same);
   compute.direct = compute.direct && same && output.aligned();
-  // 1/T alone is needed here, and has to be an ordinary number.
-  const double factor = temperature > 0x1p900 ? 0x1p-120 : gradient_lift(temperature);
-  compute.scale = make_scale(temperature * factor);
+  const double lift = gradient_lift(temperature);
+  compute.scale = make_scale(temperature * lift);
   Plan plan = make_plan(out.ndim, out.shape.data(), axes,
                         {grad_output.strides.data(), output.strides.data(), out.strides.data()});
   if (plan.samples == 0 || plan.classes == 0) return;
@@ -958,9 +960,9 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
-      if (factor != 1) {
+      if (lift != 1) {
         row.slots[2].adjust = [=](double* x, size_t, size_t n) {
-          for (size_t i = 0; i < n; ++i) x[i] *= factor;
+          for (size_t i = 0; i < n; ++i) x[i] *= lift;
         };
       }
     }

@@ -151,6 +151,9 @@ def test_unequal_sizes(isa: str) -> None:
     for log_y in (-1e128, -3000.0, -1500.0, -1060.0, -1054.0, -700.0):
         g64, y64 = np.array([1e-200, 1e304]), np.array([log_y, 0])
         check_ulp(softlane.log_softmax_backward(g64, y64), oracle.log_softmax_backward(g64, y64))
+    # An infinite sum times the square of exp(y/2).
+    g64, y64 = np.array([inf, 1]), np.array([0, -1000.0])
+    assert np.array_equal(softlane.log_softmax_backward(g64, y64), [nan, -inf], equal_nan=True)
     for log_y in (-1e30, -200.0, -135.0, -131.0, -90.0):
         g32, y32 = np.array([0, 1e20], np.float32), np.array([log_y, 0], np.float32)
         check_ulp(softlane.log_softmax_backward(g32, y32), oracle.log_softmax_backward(g32, y32))
@@ -164,6 +167,35 @@ def test_extreme_temperatures(isa: str, name: str, temperature: float) -> None:
     y = ORACLES_FORWARD[name](10 * rng.standard_normal((20, 9))).value.astype(np.float64)
     got = BACKWARD[name](g, y, temperature=temperature)
     check_ulp(got, ORACLES[name](g, y, temperature=temperature))
+
+
+@both
+@every_float
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 5e-324, 1e308])
+def test_infinite_gradients_give_what_the_formula_gives(
+    isa: str, name: str, dtype: DType, temperature: float
+) -> None:
+    """NaN where inf - inf is met, infinite elsewhere; an output of 0 keeps its part out."""
+    for g, y, soft, log in (
+        ([inf, 100, 1], [0.5, 0.5, 0], [nan, -inf, 0], [nan, -inf, 1 / temperature]),
+        ([-inf, 100, 1], [0.5, 0.25, 0.25], [nan, inf, inf], [nan, inf, inf]),
+        ([inf, inf, 1], [0.5, 0.25, 0.25], [nan, nan, -inf], [nan, nan, -inf]),
+        ([inf, -inf, 1], [0.5, 0.25, 0.25], [nan] * 3, [nan] * 3),
+        ([1, 2, inf], [1, 0, 0], [0, 0, 0], [-inf, 2 / temperature, inf]),
+    ):
+        for more in (0, 40, 200):
+            zeros = [0.0] * more
+            incoming = to_dtype([g + zeros], dtype)
+            with np.errstate(divide="ignore", over="ignore"):
+                output = [y + zeros] if name == "softmax" else np.log([y + zeros])
+                expected = to_dtype([(soft if name == "softmax" else log) + zeros], dtype)
+            output = to_dtype(output, dtype)
+            got = BACKWARD[name](incoming, output, temperature=temperature)
+            assert np.allclose(got, expected, rtol=2e-3, atol=0, equal_nan=True), (g, y, got)
+            columns = BACKWARD[name](
+                incoming.T.copy(), output.T.copy(), axis=0, temperature=temperature
+            )
+            assert_same_bits(columns.T, got)
 
 
 @both

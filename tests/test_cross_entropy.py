@@ -735,6 +735,10 @@ def test_gradients_at_extreme_temperatures(isa: str, temperature: float) -> None
         more: dict[str, Any] = {"temperature": temperature, **options}
         _, grad = softlane.cross_entropy_with_grad(x, y, reduction="none", **more)
         check_ulp(grad, oracle.cross_entropy(x, y, **more).grad)
+    shares = rng.integers(0, 128, (6, 9)).astype(np.float64)
+    _, grad = softlane.cross_entropy_with_grad(x, shares, temperature=temperature)
+    exact = oracle.cross_entropy(x, shares, temperature=temperature, reduction="mean").grad
+    check_ulp(grad, exact)
 
 
 @every_float

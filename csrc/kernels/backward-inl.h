@@ -47,11 +47,12 @@ SOFTLANE_INLINE void MapPairs(const BackwardBatch& b, size_t row, F f) {
   });
 }
 
-// x/T for an x that was rounded to W.
+// x/T for an x that was rounded to W, or is infinite.
 template <class W>
 inline W DivideByTemperature(W x, const Scale& scale) {
   if (scale.unit) return x;
-  return MulAddExact(x, W::Set(scale.inv_hi), Mul(x, W::Set(scale.inv_lo)));
+  const W low = Mul(x, W::Set(scale.inv_lo));
+  return MulAddExact(x, W::Set(scale.inv_hi), IfThenElseZero(Lt(Abs(x), W::Set(kInf)), low));
 }
 
 // |g|, or 0 where the output is 0 and the gradient has no part.
@@ -315,7 +316,7 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
       const W r = DivideByTemperature(Mul(yv, Sub(gv, dot.hi)), b.scale);
       return IfThenElse(Eq(y, V::Set(0)), V::Set(0), Narrow(r, static_cast<V*>(nullptr)));
     } else {
-      const Double2<W> product = TwoProd(yv, dot.hi);
+      const Double2<W> product = Safe(TwoProd(yv, dot.hi));
       const W part = Mul(product.hi, back);
       const W rest = Mul(MulAdd(yv, dot.lo, product.lo), back);
       const W r = DivideByTemperature(Sub(MulAddExact(yv, gv, Sub(zero, part)), rest), b.scale);
@@ -490,11 +491,11 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
     const auto deep = Lt(IfThenElse(Eq(W::Set(max), zero), yv, zero), ref.floor);
     const W half = IfThenElse(deep, Mul(yv, W::Set(0.5)), yv);
     const Double2<W> e = ExactValue(Exp(IfThenElse(Lt(W::Set(max), half), W::Set(max), half), ref));
-    Double2<W> product = Mul(e, Double2<W>{mantissa, rest});
+    Double2<W> product = SafeMul(e, Double2<W>{mantissa, rest});
     W unlift = W::Set(1);
     if (AnyTrue(deep)) {
       const W spare = W::Set(PowerOfTwo(600 - static_cast<int>(Format::kSpare)));
-      const Double2<W> square = Mul(product, Double2<W>{Mul(e.hi, spare), Mul(e.lo, spare)});
+      const Double2<W> square = SafeMul({Mul(e.hi, spare), Mul(e.lo, spare)}, product);
       product = {IfThenElse(deep, square.hi, product.hi), IfThenElse(deep, square.lo, product.lo)};
       unlift = IfThenElse(deep, W::Set(0x1p-600), unlift);
     }
