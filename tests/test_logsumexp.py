@@ -284,6 +284,20 @@ def test_b_whose_sum_is_one(isa: str) -> None:
         assert (got, sign) == (0, np.sign(sum(b)))
 
 
+def test_b_that_cancels_leaves_nothing_of_what_underflows(isa: str) -> None:
+    """As b·exp(x - max x) is 0 in float64 for the others; nothing is left over from terms that were too small."""
+    for x in ([5e18, 1e12, 2e3, 5e18], [0.0, -2000.0, -1600.0, 0.0], [-1e300, -inf, -2e300, -1e300]):
+        for dtype in (np.float64, np.float32):
+            with np.errstate(over="ignore"):
+                row = np.array(x, dtype)
+            if not row[0] > -inf:
+                continue  # beyond float32
+            got = softlane.logsumexp(row, b=[1, 4, 87, -1], return_sign=True)
+            assert got == (-inf, 0)
+    got = softlane.logsumexp([0.0, -100.0, 0.0], b=[1, 2, -1], return_sign=True)
+    assert got == (-100 + np.log(2), 1)
+
+
 @every_float
 def test_b_zero_removes_the_element_whatever_it_holds(isa: str, dtype: DType) -> None:
     for n in (2, 5, 16, 33, 70):

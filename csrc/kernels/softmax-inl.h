@@ -1348,7 +1348,8 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     ref.magic = Sub(V::Set(Format::kMagic + Format::kBias), n);
     ref.floor = Mul(Sub(n, V::Set(Format::kFloor)), k.inverse);
     ExpParts<V> e = Exp(x, ref);
-    e.scale = IfThenElse(Eq(x, V::Set(-kInf)), zero, e.scale);
+    // Nothing at the floor: terms of opposite signs may leave nothing else.
+    e.scale = IfThenElseZero(Lt(ref.floor, Sub(x, shift)), e.scale);
     // A sum near 1 has a small logarithm: here z is needed to its own last digit.
     const Double2<V> z = ExactZ(x, ref);
     const Double2<V> p = TwoProd(e.scale, d.mantissa);
