@@ -149,32 +149,36 @@ void over_samples(const Plan& plan, Mode mode, const std::function<void(size_t, 
 // One operand of a packed row.
 struct Slot {
   const View* view = nullptr;
-  size_t operand = 0;      // its strides in the plan
-  char* row = nullptr;     // address of the row at hand
-  char* buffer = nullptr;  // where it is packed
+  size_t operand = 0;    // its strides in the plan
+  char* row = nullptr;   // address of the row at hand
+  char* base = nullptr;  // where rows are packed, one after the other
   DType type = DType::kFloat64;
-  double factor = 1;  // what elements are multiplied by as they are packed
-  double masked = 0;  // what an element outside `where` is packed, or written, as
-  double center = 0;  // with a factor > 1, which could overflow: the row's maximum, subtracted
+  double factor = 1;       // what elements are multiplied by as they are packed
+  double masked = 0;       // what an element outside `where` is packed, or written, as
+  double center = 0;       // with a factor > 1, which could overflow: the row's maximum, subtracted
+  char* buffer = nullptr;  // where the row at hand is packed
   // Called with the buffer (of double) after it was packed or before it is unpacked: start, count.
   std::function<void(double*, size_t, size_t)> adjust = nullptr;
 };
 
-// Packs and unpacks the rows of the kernels' operands, whole or by chunks.
-struct PackedRow {
+// Packs and unpacks the rows of the kernels' operands: several at a time, or a long one by chunks.
+class PackedRows {
+ public:
   const Plan* plan;
   Slot slots[3];
   const View* where = nullptr;
   size_t where_operand = 0;
   char* where_row = nullptr;
-  ChunkIo io{&PackedRow::fetch, &PackedRow::put, nullptr, kChunk};
+  ChunkIo io{&PackedRows::fetch, &PackedRows::put, nullptr, kChunk};
 
-  // Moves to the sample with these offsets.
-  void seek(const Offsets& offsets, ptrdiff_t position) {
+  // Moves to the sample at `position` of its run, which is packed as row `index`.
+  void seek(const Offsets& offsets, size_t position_, size_t index = 0) {
+    const auto position = static_cast<ptrdiff_t>(position_);
     for (Slot& slot : slots) {
       if (slot.view == nullptr) continue;
       slot.row =
           slot.view->data + offsets[slot.operand] + position * run_stride(*plan, slot.operand);
+      slot.buffer = slot.base + index * plan->classes * item_size(slot.type);
     }
     if (where != nullptr) {
       where_row =
@@ -207,52 +211,118 @@ struct PackedRow {
     slot.center = std::isfinite(max) && std::abs(max) > 0x1p400 ? max : 0;
   }
   bool whole() const { return plan->classes <= kChunk; }
+  // How many rows are worked on at a time: what they are packed to should stay in the caches.
+  size_t batch() const {
+    constexpr size_t kElements = 8192, kRows = 256;
+    return std::min(kRows, std::max<size_t>(1, kElements / std::max<size_t>(1, plan->classes)));
+  }
   const ChunkIo* chunked() {
     io.context = this;
     return whole() ? nullptr : &io;
   }
-  void* load(int operand) { return fetch(this, operand, 0, plan->classes); }
-  void save(int operand) { put(this, operand, 0, plan->classes); }
+  // The distance of packed rows.
+  ptrdiff_t stride(size_t operand) const {
+    return static_cast<ptrdiff_t>(plan->classes * item_size(slots[operand].type));
+  }
+  // Calls `kernel` for `rows` samples of a run from `first` on. Whole rows are then packed in the buffers of
+  // operands [0, inputs), and `output` (-1: none) is unpacked; chunks the kernel asks for itself.
+  template <class F>
+  void run(const Offsets& offsets, size_t first, size_t rows, int inputs, int output, F kernel) {
+    if (!whole()) {
+      seek(offsets, first);
+      kernel();
+      return;
+    }
+    for (int operand = 0; operand < inputs; ++operand) load(offsets, first, rows, operand);
+    kernel();
+    if (output >= 0) save(offsets, first, rows, output);
+  }
 
   static void* fetch(void* context, int operand, size_t start, size_t count) {
-    PackedRow& self = *static_cast<PackedRow*>(context);
+    PackedRows& self = *static_cast<PackedRows*>(context);
     Slot& slot = self.slots[operand];
-    const auto item = static_cast<ptrdiff_t>(item_size(slot.type));
+    const size_t item = item_size(slot.type);
     for_steps(*self.plan, slot.operand, slot.row, start, count,
               [&](char* from, ptrdiff_t step, size_t at, size_t n) {
-                pack(from, step, slot.view->dtype, slot.view->swapped,
-                     slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, n, slot.factor,
-                     slot.center);
+                pack({from, 0, step, 1, n}, slot.view->dtype, slot.view->swapped,
+                     slot.buffer + at * item, slot.type, slot.factor, slot.center);
               });
     if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
-    self.for_masked(start, count, [&](size_t i) {
-      store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
-    });
+    self.fill_masked(slot, start, count);
     return slot.buffer;
   }
   static void put(void* context, int operand, size_t start, size_t count) {
-    PackedRow& self = *static_cast<PackedRow*>(context);
+    PackedRows& self = *static_cast<PackedRows*>(context);
     const Slot& slot = self.slots[operand];
-    const auto item = static_cast<ptrdiff_t>(item_size(slot.type));
+    const size_t item = item_size(slot.type);
     if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
-    self.for_masked(start, count, [&](size_t i) {
-      store_double(slot.masked, slot.buffer + static_cast<ptrdiff_t>(i) * item, slot.type, false);
-    });
+    self.fill_masked(slot, start, count);
     for_steps(*self.plan, slot.operand, slot.row, start, count,
               [&](char* to, ptrdiff_t step, size_t at, size_t n) {
-                unpack(slot.buffer + static_cast<ptrdiff_t>(at) * item, slot.type, to, step,
-                       slot.view->dtype, slot.view->swapped, n);
+                unpack(slot.buffer + at * item, slot.type, {to, 0, step, 1, n}, slot.view->dtype,
+                       slot.view->swapped);
               });
   }
-  template <class F>
-  void for_masked(size_t start, size_t count, F f) const {
+  // How many classes of the row at hand `where` leaves out.
+  size_t count_masked() const {
+    size_t masked = 0;
+    if (where == nullptr) return masked;
+    for_steps(*plan, where_operand, where_row, 0, plan->classes,
+              [&](const char* mask, ptrdiff_t step, size_t, size_t n) {
+                for (size_t i = 0; i < n; ++i)
+                  masked += mask[static_cast<ptrdiff_t>(i) * step] == 0;
+              });
+    return masked;
+  }
+
+ private:
+  void fill_masked(const Slot& slot, size_t start, size_t count) const {
     if (where == nullptr) return;
+    const size_t item = item_size(slot.type);
     for_steps(*plan, where_operand, where_row, start, count,
               [&](char* mask, ptrdiff_t step, size_t at, size_t n) {
-                for (size_t i = 0; i < n; ++i) {
-                  if (mask[static_cast<ptrdiff_t>(i) * step] == 0) f(at + i);
-                }
+                fill_outside({mask, 0, step, 1, n}, slot.buffer + at * item, slot.type,
+                             slot.masked);
               });
+  }
+  // Whether rows differ in nothing but their place, and are packed all at once.
+  bool alike(const Slot& slot) const {
+    return plan->axis.size() == 1 && slot.factor <= 1 && !slot.adjust;
+  }
+  Lattice lattice(char* row, size_t operand, size_t rows) const {
+    return {row, run_stride(*plan, operand), plan->axis[0].stride[operand], rows, plan->classes};
+  }
+  void load(const Offsets& offsets, size_t first, size_t rows, int operand) {
+    const Slot& slot = slots[operand];
+    if (alike(slot)) {
+      seek(offsets, first);
+      pack(lattice(slot.row, slot.operand, rows), slot.view->dtype, slot.view->swapped, slot.base,
+           slot.type, slot.factor);
+      fill_masked_rows(slot, rows);
+      return;
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      seek(offsets, first + r, r);
+      fetch(this, operand, 0, plan->classes);
+    }
+  }
+  void save(const Offsets& offsets, size_t first, size_t rows, int operand) {
+    const Slot& slot = slots[operand];
+    if (alike(slot)) {
+      seek(offsets, first);
+      fill_masked_rows(slot, rows);
+      unpack(slot.base, slot.type, lattice(slot.row, slot.operand, rows), slot.view->dtype,
+             slot.view->swapped);
+      return;
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      seek(offsets, first + r, r);
+      put(this, operand, 0, plan->classes);
+    }
+  }
+  void fill_masked_rows(const Slot& slot, size_t rows) const {
+    if (where == nullptr) return;
+    fill_outside(lattice(where_row, where_operand, rows), slot.base, slot.type, slot.masked);
   }
 };
 
@@ -290,7 +360,7 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     batch.n = plan.classes;
     batch.scale = compute.scale;
     if (is_floating(x.dtype) && item_size(compute.type) == 2) batch.scratch = scratch.kernel();
-    PackedRow row{&plan, {}, where, 2};
+    PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
       const double masked = log ? -kInf : 0;
       row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, compute.factor, -kInf};
@@ -298,14 +368,12 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       if (mode == Mode::kPacked) {
-        batch.count = 1;
         batch.chunked = row.chunked();
         batch.x = batch.out = scratch.pack(0);
-        for (size_t i = 0; i < count; ++i) {
-          row.seek(at, static_cast<ptrdiff_t>(i));
-          if (row.whole()) row.load(0);
-          rows(batch);
-          if (row.whole()) row.save(1);
+        batch.x_stride = batch.out_stride = row.stride(0);
+        for (size_t done = 0; done < count; done += batch.count) {
+          batch.count = std::min(row.batch(), count - done);
+          row.run(at, done, batch.count, 1, 1, [&] { rows(batch); });
         }
         return;
       }
@@ -358,7 +426,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
     batch.n = plan.classes;
     batch.scale = compute.scale;
     batch.out = results;
-    PackedRow row{&plan, {}, where, 4};
+    PackedRows row{&plan, {}, where, 4};
     if (mode == Mode::kPacked) {
       const double outside = b == nullptr ? -kInf : 0;
       row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, 1, outside};
@@ -369,16 +437,14 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
                              const double* values) {
         const ptrdiff_t step = run_stride(plan, operand);
         char* p = to.data + at[operand] + static_cast<ptrdiff_t>(done) * step;
-        unpack(values, DType::kFloat64, p, step, to.dtype, to.swapped, n);
+        unpack(values, DType::kFloat64, {p, 0, step, 1, n}, to.dtype, to.swapped);
       };
       for (size_t done = 0; done < count;) {
-        const size_t block = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
+        const size_t most = mode != Mode::kPacked ? kBlock : b != nullptr ? 1 : row.batch();
+        const size_t block = std::min(most, count - done);
         double weighted_sign = 1;
-        if (mode == Mode::kPacked) {
-          row.seek(at, static_cast<ptrdiff_t>(done));
-          if (row.whole()) row.load(0);
-          if (b != nullptr) {
-            if (row.whole()) row.load(1);
+        if (mode == Mode::kPacked && b != nullptr) {
+          row.run(at, done, block, 2, -1, [&] {
             WeightedBatch weighted{reinterpret_cast<const double*>(scratch.pack(0)),
                                    reinterpret_cast<const double*>(scratch.pack(1)),
                                    plan.classes,
@@ -386,13 +452,14 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
                                    results,
                                    &weighted_sign};
             table.logsumexp_weighted(weighted);
-            if (weighted_sign < 0 && sign == nullptr) results[0] = kNaN;
-          } else {
-            batch.x = scratch.pack(0);
-            batch.count = 1;
-            batch.chunked = row.chunked();
-            table.logsumexp_rows[storage](batch);
-          }
+          });
+          if (weighted_sign < 0 && sign == nullptr) results[0] = kNaN;
+        } else if (mode == Mode::kPacked) {
+          batch.x = scratch.pack(0);
+          batch.x_stride = row.stride(0);
+          batch.count = block;
+          batch.chunked = row.chunked();
+          row.run(at, done, block, 1, -1, [&] { table.logsumexp_rows[storage](batch); });
         } else {
           const bool by_columns = mode == Mode::kCols;
           const ptrdiff_t step = run_stride(plan, 0);
@@ -450,7 +517,8 @@ class CrossEntropy {
         compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
                               args.result == DType::kFloat64 || args.softcap != 0)),
         lift_(gradient_lift(args.temperature)),
-        given_(is_floating(args.targets.dtype)) {
+        given_(is_floating(args.targets.dtype)),
+        own_weights_(given_ || (args.where != nullptr && args.label_smoothing != 0)) {
     // Probabilities become the weights of packed rows; softcap is for those too.
     if (given_ || a_.softcap != 0) compute_.direct = false;
     const View& x = a_.logits;
@@ -634,7 +702,7 @@ class CrossEntropy {
     if (a_.grad != nullptr && item_size(compute_.type) == 2) batch.scratch = scratch.kernel();
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
-    PackedRow row{&plan_, {}, a_.where, 5};
+    PackedRows row{&plan_, {}, a_.where, 5};
     RowOptions options;
     View ones;
     if (mode == Mode::kPacked) {
@@ -663,7 +731,7 @@ class CrossEntropy {
     }
     for_runs(plan_, begin, end, [&](const Offsets& offsets, size_t, size_t count) {
       for (size_t done = 0; done < count;) {
-        const size_t n = mode == Mode::kPacked ? 1 : std::min(kBlock, count - done);
+        const size_t n = std::min(mode == Mode::kPacked ? packed_rows(row) : kBlock, count - done);
         if (a_.sample_weight != nullptr) {
           for (size_t i = 0; i < n; ++i) coef[i] = sample_weight(offsets, done + i);
         }
@@ -675,6 +743,7 @@ class CrossEntropy {
           }
         }
         if (mode == Mode::kPacked) {
+          batch.count = n;
           packed(row, options, offsets, done, batch, table.cross_entropy_rows[storage]);
         } else {
           const bool by_columns = mode == Mode::kCols;
@@ -693,8 +762,9 @@ class CrossEntropy {
         }
         const auto put = [&](const View* v, size_t operand, const double* values) {
           if (v == nullptr) return;
-          unpack(values, DType::kFloat64, at(*v, operand, offsets, done),
-                 run_stride(plan_, operand), v->dtype, v->swapped, n);
+          unpack(values, DType::kFloat64,
+                 {at(*v, operand, offsets, done), 0, run_stride(plan_, operand), 1, n}, v->dtype,
+                 v->swapped);
         };
         put(a_.loss, 4, loss);
         put(a_.stats[0], 7, logsumexps);
@@ -731,7 +801,7 @@ class CrossEntropy {
   }
 
   // Caps the logits as they are packed.
-  void cap(PackedRow& row, RowOptions& options) const {
+  void cap(PackedRows& row, RowOptions& options) const {
     const KernelTable& table = active_table();
     row.slots[0].factor = 1;  // which comes after the cap
     row.slots[0].adjust = [&](double* x, size_t, size_t count) {
@@ -742,32 +812,38 @@ class CrossEntropy {
   }
 
   // Brings the gradient of capped logits back through the cap.
-  void uncap(const PackedRow& row, double* grad, size_t start, size_t count) const {
+  void uncap(const PackedRows& row, double* grad, size_t start, size_t count) const {
     const Slot& logits = row.slots[0];
     auto* raw = reinterpret_cast<double*>(scratch.kernel());
     for_steps(plan_, logits.operand, logits.row, start, count,
               [&](char* from, ptrdiff_t step, size_t at, size_t n) {
-                pack(from, step, a_.logits.dtype, a_.logits.swapped, raw + at, DType::kFloat64, n);
+                pack({from, 0, step, 1, n}, a_.logits.dtype, a_.logits.swapped, raw + at,
+                     DType::kFloat64);
               });
     active_table().softcap_backward(raw, grad, count, a_.softcap);
   }
 
   // Calls f(class, weight, its low part) for the row's weights as the kernel will see them.
   template <class F>
-  void for_weights(PackedRow& row, F f) const {
+  void for_weights(PackedRows& row, F f) const {
     for (size_t start = 0; start < classes_; start += kChunk) {
       const size_t count = std::min(kChunk, classes_ - start);
-      const auto* w = static_cast<const double*>(PackedRow::fetch(&row, 2, start, count));
+      const auto* w = static_cast<const double*>(PackedRows::fetch(&row, 2, start, count));
       for (size_t i = 0; i < count; ++i)
         f(start + i, w[i], given_ && w[i] != 0 ? weight_lo()[i] : 0);
     }
   }
 
-  // One row through the pack buffers. With `where`, weights outside are 0 and C counts the rest. With
+  // How many rows go through the pack buffers at a time: one, where it has numbers of its own.
+  size_t packed_rows(const PackedRows& row) const {
+    return own_weights_ || compute_.factor > 1 ? 1 : std::min(kBlock, row.batch());
+  }
+
+  // Rows through the pack buffers. With `where`, weights outside are 0 and C counts the rest. With
   // probabilities the row's weights are w·t', and the loss is what smoothing alone would make of them.
-  void packed(PackedRow& row, RowOptions& options, const Offsets& offsets, size_t i,
+  void packed(PackedRows& row, RowOptions& options, const Offsets& offsets, size_t i,
               LossBatch batch, void (*kernel)(const LossBatch&)) const {
-    row.seek(offsets, static_cast<ptrdiff_t>(i));
+    row.seek(offsets, i);
     Slot& logits = row.slots[0];
     if (a_.softcap != 0 && compute_.factor > 1) {
       row.find_center(logits);
@@ -775,16 +851,13 @@ class CrossEntropy {
       active_table().softcap(&options.center, 1, a_.softcap);
       logits.center = 0;
     }
-    batch.count = 1;
     batch.chunked = row.chunked();
     batch.x = scratch.pack(0);
     batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
+    batch.x_stride = batch.grad_stride = row.stride(0);
     batch.offset = (logits.center + options.center) / a_.temperature;
-    const bool own_weights = given_ || (a_.where != nullptr && a_.label_smoothing != 0);
-    if (own_weights && a_.where != nullptr) {
-      size_t outside = 0;
-      row.for_masked(0, classes_, [&](size_t) { ++outside; });
-      batch.classes = static_cast<double>(classes_ - outside);
+    if (own_weights_ && a_.where != nullptr) {
+      batch.classes = static_cast<double>(classes_ - row.count_masked());
     }
     int64_t likeliest = 0;  // whose element of the gradient is taken the most care of
     if (given_) {
@@ -808,7 +881,7 @@ class CrossEntropy {
       batch.smoothing = batch.classes = 1;
       batch.weight_lo = weight_lo();
     }
-    if (own_weights) {
+    if (own_weights_) {
       Sum weight_sum;
       for_weights(row, [&](size_t, double w, double w_lo) {
         weight_sum.add(w);
@@ -817,19 +890,18 @@ class CrossEntropy {
       batch.weight_sum = weight_sum.value();
       batch.weight_sum_lo = (weight_sum.hi - batch.weight_sum) + weight_sum.lo;
     }
-    if (own_weights || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
+    if (own_weights_ || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
-      if (row.whole()) row.load(2);
+      if (row.whole()) PackedRows::fetch(&row, 2, 0, classes_);
     }
-    if (row.whole()) row.load(0);
-    kernel(batch);
-    if (row.whole() && a_.grad != nullptr) row.save(1);
+    row.run(offsets, i, batch.count, 1, a_.grad == nullptr ? -1 : 1, [&] { kernel(batch); });
   }
 
   const CrossEntropyArgs& a_;
   Compute compute_;
   double lift_;
-  bool given_;  // targets are probabilities
+  bool given_;        // targets are probabilities
+  bool own_weights_;  // every row has weights of its own
   Plan plan_;
   size_t classes_ = 0;
   std::vector<double> converted_;
@@ -864,20 +936,22 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
     batch.n = plan.classes;
     batch.scale = compute.scale;
     batch.count = 1;
-    PackedRow row{&plan, {}};
+    PackedRows row{&plan, {}};
     if (!direct) row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type};
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
-      for (size_t i = 0; i < count; ++i) {
-        const auto position = static_cast<ptrdiff_t>(i);
-        batch.x = x.data + at[0] + position * run_stride(plan, 0);
-        if (!direct) {
-          row.seek(at, position);
-          batch.chunked = row.chunked();
+      for (size_t done = 0; done < count; done += batch.count) {
+        const auto place = [&](const View& v, size_t operand) {
+          return v.data + at[operand] + static_cast<ptrdiff_t>(done) * run_stride(plan, operand);
+        };
+        batch.out = place(states, 1);
+        if (direct) {
+          batch.x = place(x, 0);
+          rows(batch);
+        } else {
           batch.x = scratch.pack(0);
-          if (row.whole()) row.load(0);
+          batch.chunked = row.chunked();
+          row.run(at, done, 1, 1, -1, [&] { rows(batch); });
         }
-        batch.out = states.data + at[1] + position * run_stride(plan, 1);
-        rows(batch);
       }
     });
   });
@@ -955,7 +1029,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    PackedRow row{&plan, {}};
+    PackedRows row{&plan, {}};
     if (mode == Mode::kPacked) {
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
@@ -968,18 +1042,13 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       if (mode == Mode::kPacked) {
-        batch.count = 1;
         batch.chunked = row.chunked();
         batch.grad = batch.out = scratch.pack(0);
         batch.y = scratch.pack(1);
-        for (size_t i = 0; i < count; ++i) {
-          row.seek(at, static_cast<ptrdiff_t>(i));
-          if (row.whole()) {
-            row.load(0);
-            row.load(1);
-          }
-          rows(batch);
-          if (row.whole()) row.save(2);
+        batch.grad_stride = batch.y_stride = batch.out_stride = row.stride(0);
+        for (size_t done = 0; done < count; done += batch.count) {
+          batch.count = std::min(row.batch(), count - done);
+          row.run(at, done, batch.count, 2, 2, [&] { rows(batch); });
         }
         return;
       }

@@ -84,18 +84,26 @@ Brain from_double<Brain>(double x) {
 
 template <class T>
 T load(const char* p, bool swapped) {
+  T value;
+  if (!swapped) {
+    std::memcpy(&value, p, sizeof(T));
+    return value;
+  }
   unsigned char bytes[sizeof(T)];
   std::memcpy(bytes, p, sizeof(T));
-  if (swapped) std::reverse(bytes, bytes + sizeof(T));
-  T value;
+  std::reverse(bytes, bytes + sizeof(T));
   std::memcpy(&value, bytes, sizeof(T));
   return value;
 }
 template <class T>
 void store(T value, char* p, bool swapped) {
+  if (!swapped) {
+    std::memcpy(p, &value, sizeof(T));
+    return;
+  }
   unsigned char bytes[sizeof(T)];
   std::memcpy(bytes, &value, sizeof(T));
-  if (swapped) std::reverse(bytes, bytes + sizeof(T));
+  std::reverse(bytes, bytes + sizeof(T));
   std::memcpy(p, bytes, sizeof(T));
 }
 
@@ -132,32 +140,47 @@ auto visit(DType type, F f) {
   return f(double{});
 }
 
-template <class T>
-void copy_strided(const char* from, ptrdiff_t from_step, bool from_swapped, char* to,
-                  ptrdiff_t to_step, bool to_swapped, size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    store(load<T>(from, from_swapped), to, to_swapped);
-    from += from_step;
-    to += to_step;
+// Calls f(first address, first position, count) for the rows; those that follow each other in the distance of
+// their elements are one.
+template <class F>
+void for_row_blocks(const Lattice& x, F f) {
+  if (x.row_step == static_cast<ptrdiff_t>(x.count) * x.step) {
+    f(x.data, size_t{0}, x.rows * x.count);
+    return;
+  }
+  for (size_t r = 0; r < x.rows; ++r) {
+    f(x.data + static_cast<ptrdiff_t>(r) * x.row_step, r * x.count, x.count);
   }
 }
-
-// Bits of one floating dtype, moved without a conversion.
-void copy_bits(size_t size, const char* from, ptrdiff_t from_step, bool from_swapped, char* to,
-               ptrdiff_t to_step, bool to_swapped, size_t count) {
-  const bool swap = from_swapped != to_swapped;
-  const auto item = static_cast<ptrdiff_t>(size);
-  if (!swap && from_step == item && to_step == item) {
-    std::memmove(to, from, size * count);
-  } else if (size == 2) {
-    copy_strided<uint16_t>(from, from_step, swap, to, to_step, false, count);
-  } else if (size == 4) {
-    copy_strided<uint32_t>(from, from_step, swap, to, to_step, false, count);
-  } else {
-    copy_strided<uint64_t>(from, from_step, swap, to, to_step, false, count);
+// Calls f(address, position) for all elements in order.
+template <class Step, class F>
+void for_elements_by(Step step, const Lattice& x, F f) {
+  for_row_blocks(x, [=](char* row, size_t first, size_t count) {
+    for (size_t i = 0; i < count; ++i) f(row + static_cast<ptrdiff_t>(i) * step, first + i);
+  });
+}
+template <class F>
+void for_elements(const Lattice& x, F f) {
+  for_elements_by(x.step, x, f);
+}
+// The same where a step of `kItem` or twice that is known to the compiler, which may then move several elements
+// at a time.
+template <ptrdiff_t kItem, class F>
+void for_many_elements(const Lattice& x, F f) {
+  if (x.step == kItem) return for_elements_by(std::integral_constant<ptrdiff_t, kItem>(), x, f);
+  if (x.step == 2 * kItem) {
+    return for_elements_by(std::integral_constant<ptrdiff_t, 2 * kItem>(), x, f);
   }
+  for_elements(x, f);
 }
 
+// Calls f with an unsigned number of `size` bytes.
+template <class F>
+auto visit_word(size_t size, F f) {
+  if (size == 2) return f(uint16_t{});
+  if (size == 4) return f(uint32_t{});
+  return f(uint64_t{});
+}
 // Merges neighbouring dimensions that every operand walks with one stride, and drops length 1.
 std::vector<Dim> coalesce(const std::vector<Dim>& dims, int operands) {
   std::vector<Dim> merged;
@@ -267,54 +290,95 @@ Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
   return plan;
 }
 
-void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, DType to_type,
-          size_t count, double scale, double center) {
+void pack(const Lattice& from, DType type, bool swapped, void* to, DType to_type, double scale,
+          double center) {
   if (type == to_type && scale == 1.0) {
-    const auto item = static_cast<ptrdiff_t>(item_size(type));
-    copy_bits(item_size(type), from, step, swapped, static_cast<char*>(to), item, false, count);
+    const size_t item = item_size(type);
+    auto* out = static_cast<char*>(to);
+    if (!swapped && from.step == static_cast<ptrdiff_t>(item)) {
+      for_row_blocks(from, [&](char* row, size_t first, size_t count) {
+        std::memcpy(out + first * item, row, count * item);
+      });
+      return;
+    }
+    visit_word(item, [&](auto tag) {
+      using T = decltype(tag);
+      const auto copy = [=](const char* p, size_t i) {
+        store(load<T>(p, false), out + i * sizeof(T), false);
+      };
+      if (!swapped) return for_many_elements<sizeof(T)>(from, copy);
+      for_elements(from, [=](const char* p, size_t i) {
+        store(load<T>(p, true), out + i * sizeof(T), false);
+      });
+    });
     return;
   }
-  visit(type, [&](auto tag) {
-    using T = decltype(tag);
-    for (size_t i = 0; i < count; ++i) {
-      double value = to_double(load<T>(from, swapped));
-      if (scale != 1.0) {
-        // Finite stays finite: what is so far below the maximum has no weight.
-        const bool finite = value - value == 0;
-        value = (value - center) * scale;
-        if (finite) value = std::max(value, -std::numeric_limits<double>::max());
+  const auto convert = [&](auto* out) {
+    using To = std::remove_pointer_t<decltype(out)>;
+    visit(type, [&](auto tag) {
+      using T = decltype(tag);
+      if (!swapped && scale == 1.0) {
+        for_elements(from, [=](const char* p, size_t i) {
+          out[i] = static_cast<To>(to_double(load<T>(p, false)));
+        });
+        return;
       }
-      if (to_type == DType::kFloat64) {
-        static_cast<double*>(to)[i] = value;
-      } else {
-        static_cast<float*>(to)[i] = static_cast<float>(value);
-      }
-      from += step;
-    }
-  });
+      for_elements(from, [=](const char* p, size_t i) {
+        double value = to_double(load<T>(p, swapped));
+        if (scale != 1.0) {
+          // Finite stays finite: what is so far below the maximum has no weight.
+          const bool finite = value - value == 0;
+          value = (value - center) * scale;
+          if (finite) value = std::max(value, -std::numeric_limits<double>::max());
+        }
+        out[i] = static_cast<To>(value);
+      });
+    });
+  };
+  if (to_type == DType::kFloat64) {
+    convert(static_cast<double*>(to));
+  } else {
+    convert(static_cast<float*>(to));
+  }
 }
 
-void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType type, bool swapped,
-            size_t count) {
-  const auto item = static_cast<ptrdiff_t>(item_size(from_type));
+void unpack(const void* from, DType from_type, const Lattice& to, DType type, bool swapped) {
   if (type == from_type) {
-    copy_bits(item_size(type), static_cast<const char*>(from), item, false, to, step, swapped,
-              count);
+    const size_t item = item_size(type);
+    const auto* in = static_cast<const char*>(from);
+    if (!swapped && to.step == static_cast<ptrdiff_t>(item)) {
+      for_row_blocks(to, [&](char* row, size_t first, size_t count) {
+        std::memcpy(row, in + first * item, count * item);
+      });
+      return;
+    }
+    visit_word(item, [&](auto tag) {
+      using T = decltype(tag);
+      for_elements(
+          to, [=](char* p, size_t i) { store(load<T>(in + i * sizeof(T), false), p, swapped); });
+    });
     return;
   }
-  const char* p = static_cast<const char*>(from);
   visit(from_type, [&](auto from_tag) {
     visit(type, [&](auto tag) {
       using From = decltype(from_tag);
       using T = decltype(tag);
       if constexpr (sizeof(From) >= 4 && std::is_floating_point_v<From> && !std::is_integral_v<T>) {
-        for (size_t i = 0; i < count; ++i) {
-          store(from_double<T>(to_double(load<From>(p, false))), to, swapped);
-          p += item;
-          to += step;
-        }
+        const auto* in = static_cast<const From*>(from);
+        for_elements(
+            to, [=](char* p, size_t i) { store(from_double<T>(to_double(in[i])), p, swapped); });
       }
     });
+  });
+}
+
+void fill_outside(const Lattice& where, void* array, DType type, double value) {
+  visit_word(item_size(type), [&](auto tag) {
+    using T = decltype(tag);
+    T bits;
+    store_double(value, reinterpret_cast<char*>(&bits), type, false);
+    auto* to = static_cast<T*>(array);
+    for_many_elements<1>(where, [=](const char* p, size_t i) { to[i] = *p != 0 ? to[i] : bits; });
   });
 }
 

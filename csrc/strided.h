@@ -140,12 +140,20 @@ void for_steps(const Plan& plan, size_t operand, char* row, size_t start, size_t
   }
 }
 
-// Copies `count` elements between a strided array of one dtype and a contiguous one of another
-// (floating) dtype; what is unpacked comes from float or double, or has the array's dtype. `scale`
-// multiplies what is read, `center` is subtracted before that.
-void pack(const char* from, ptrdiff_t step, DType type, bool swapped, void* to, DType to_type,
-          size_t count, double scale = 1.0, double center = 0.0);
-void unpack(const void* from, DType from_type, char* to, ptrdiff_t step, DType type, bool swapped,
-            size_t count);
+// Elements somewhere in memory: rows of `count`, in bytes `row_step` from row to row and `step` within one.
+struct Lattice {
+  char* data;
+  ptrdiff_t row_step, step;
+  size_t rows, count;
+};
+
+// Copies between a lattice of one dtype and a contiguous array of another (floating) dtype; what is unpacked
+// comes from float or double, or has the lattice's dtype. `scale` multiplies what is read, `center` is
+// subtracted before that.
+void pack(const Lattice& from, DType type, bool swapped, void* to, DType to_type,
+          double scale = 1.0, double center = 0.0);
+void unpack(const void* from, DType from_type, const Lattice& to, DType type, bool swapped);
+// Writes `value` to the elements of a contiguous array of a floating dtype whose bool in the lattice is false.
+void fill_outside(const Lattice& where, void* array, DType type, double value);
 
 }  // namespace softlane
