@@ -338,20 +338,44 @@ struct Plain {
   size_t length() const { return static_cast<size_t>(array.proxy->dimensions[axis]); }
 };
 
-// (x, axis, log): softmax into a new array, or None where the general path has to see to it.
+// The array that softmax of `x` goes to: a new one, or `out` where that is plain, too, and no part of it overlaps
+// another part of x; else null.
+py::object plain_output(const Plain& x, PyObject* out) {
+  const auto* proxy = x.array.proxy;
+  if (out == Py_None) {
+    Py_INCREF(proxy->descr);  // taken over by the new array
+    PyObject* array =
+        numpy().PyArray_NewFromDescr_(numpy().PyArray_Type_, proxy->descr, proxy->nd,
+                                      proxy->dimensions, nullptr, nullptr, 0, nullptr);
+    if (array == nullptr) throw PythonError();
+    return py::reinterpret_steal<py::object>(array);
+  }
+  const auto to = Array::of(out);
+  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
+                         py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
+                         py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  if (!to || !to->has(kFlags) || to->dtype != x.array.dtype || to->swapped ||
+      to->proxy->nd != proxy->nd ||
+      !std::equal(proxy->dimensions, proxy->dimensions + proxy->nd, to->proxy->dimensions)) {
+    return {};
+  }
+  const auto first = reinterpret_cast<uintptr_t>(to->proxy->data);
+  const auto second = reinterpret_cast<uintptr_t>(proxy->data);
+  const size_t distance = first < second ? second - first : first - second;
+  if (distance != 0 && distance < x.elements * item_size(x.array.dtype)) return {};
+  return py::reinterpret_borrow<py::object>(out);
+}
+
+// (x, axis, log, out): softmax into a new array or `out`, or None where the general path has to see to it.
 PyObject* plain_softmax_call(PyObject* const* a) {
   const auto plain = Plain::of(a[0], a[1]);
   if (!plain) Py_RETURN_NONE;
   const Array& x = plain->array;
   const bool log = a[2] == Py_True;
-  Py_INCREF(x.proxy->descr);  // taken over by the new array
-  PyObject* result =
-      numpy().PyArray_NewFromDescr_(numpy().PyArray_Type_, x.proxy->descr, x.proxy->nd,
-                                    x.proxy->dimensions, nullptr, nullptr, 0, nullptr);
-  if (result == nullptr) throw PythonError();
-  const auto out = py::reinterpret_steal<py::object>(result);
+  const py::object out = plain_output(*plain, a[3]);
+  if (!out) Py_RETURN_NONE;
   if (plain->elements == 0) return out.inc_ref().ptr();
-  char* to = py::detail::array_proxy(result)->data;
+  char* to = py::detail::array_proxy(out.ptr())->data;
   if (plain->last() && plain->elements <= kKeepGil) {
     const DefaultFpEnvironment environment;
     softmax_rows(x.proxy->data, to, x.dtype, plain->elements / plain->length(), plain->length(),
@@ -618,7 +642,7 @@ PyMethodDef method(const char* name, const char* doc) {
 }
 
 PyMethodDef methods[] = {
-    method<plain_softmax_call, 3>("plain_softmax", "(x, axis, log)"),
+    method<plain_softmax_call, 4>("plain_softmax", "(x, axis, log, out)"),
     method<plain_logsumexp_call, 2>("plain_logsumexp", "(x, axis)"),
     method<softmax_call, 7>("softmax", "(x, out, axes, where, temperature, log, bf16)"),
     method<logsumexp_call, 7>("logsumexp", "(x, out, sign, axes, b, where, bf16)"),

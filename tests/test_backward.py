@@ -151,6 +151,12 @@ def test_unequal_sizes(isa: str) -> None:
     for log_y in (-1e128, -3000.0, -1500.0, -1060.0, -1054.0, -700.0):
         g64, y64 = np.array([1e-200, 1e304]), np.array([log_y, 0])
         check_ulp(softlane.log_softmax_backward(g64, y64), oracle.log_softmax_backward(g64, y64))
+    # exp(y)·Σ overflows, and the difference does not.
+    g64, y64 = np.full(5, -1.77e308), np.log([0.25, 0.25, 0.25, 0.25, 1e-30])
+    for temperature in (1.0, 3.0):
+        got = softlane.log_softmax_backward(g64, y64, temperature=temperature)
+        check_ulp(got, oracle.log_softmax_backward(g64, y64, temperature=temperature))
+        assert np.isfinite(got).all()
     # An infinite sum times the square of exp(y/2).
     g64, y64 = np.array([inf, 1]), np.array([0, -1000.0])
     assert np.array_equal(softlane.log_softmax_backward(g64, y64), [nan, -inf], equal_nan=True)

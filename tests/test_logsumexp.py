@@ -286,7 +286,11 @@ def test_b_whose_sum_is_one(isa: str) -> None:
 
 def test_b_that_cancels_leaves_nothing_of_what_underflows(isa: str) -> None:
     """As b·exp(x - max x) is 0 in float64 for the others; nothing is left over from terms that were too small."""
-    for x in ([5e18, 1e12, 2e3, 5e18], [0.0, -2000.0, -1600.0, 0.0], [-1e300, -inf, -2e300, -1e300]):
+    for x in (
+        [5e18, 1e12, 2e3, 5e18],
+        [0.0, -2000.0, -1600.0, 0.0],
+        [-1e300, -inf, -2e300, -1e300],
+    ):
         for dtype in (np.float64, np.float32):
             with np.errstate(over="ignore"):
                 row = np.array(x, dtype)

@@ -478,11 +478,15 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
   // What the low part is worth beside the mantissa.
   const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
-  // The largest exponents there are: n <= 3700, and 1024 + 64 of the sum's.
-  double shift = FirstLane(parts.exponent) + n - Format::kSpare + (unit == 1 ? 0 : 64);
-  shift = shift > 2000 ? 2000 : shift < -2000 ? -2000 : shift;
-  const PowerScale<W> rescale(static_cast<int>(shift));
-  const PowerScale<W> lift(static_cast<int>(shift < 2000 - kLift ? shift + kLift : 2000));
+  // The largest exponents there are: n <= 3700, and 1024 of the sum's.
+  const auto power = [](double exponent) {
+    return PowerScale<W>(static_cast<int>(exponent > 2000    ? 2000
+                                          : exponent < -2000 ? -2000
+                                                             : exponent));
+  };
+  const double shift = FirstLane(parts.exponent) + n - Format::kSpare;
+  const PowerScale<W> rescale = power(shift);  // in units of `unit`: exp(y)·Σ alone may overflow
+  const PowerScale<W> lift = power(shift + kLift + (unit == 1 ? 0 : 64));
   const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
   MapPairs<T>(b, row, [&](V g, V y) {
     const W gv = Widen(g), yv = Widen(y);
@@ -503,8 +507,9 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
     const auto gone = Eq(yv, W::Set(-kInf));
     const W high = IfThenElse(gone, zero, Mul(rescale(product.hi), unlift));
     const W low = IfThenElse(gone, zero, Mul(rescale(product.lo), unlift));
-    const W r = DivideByTemperature(Sub(Sub(gv, high), low), b.scale);
-    const auto tiny = Lt(Add(Abs(gv), Abs(high)), W::Set(0x1p-900));
+    const W own = Mul(gv, W::Set(unit));
+    const W r = Mul(DivideByTemperature(Sub(Sub(own, high), low), b.scale), W::Set(1 / unit));
+    const auto tiny = Lt(Add(Abs(own), Abs(high)), W::Set(0x1p-900 * unit));
     if (!AnyTrue(tiny)) return Narrow(r, tag);
     const Double2<W> lifted = {IfThenElse(gone, zero, Mul(lift(product.hi), unlift)),
                                IfThenElse(gone, zero, Mul(lift(product.lo), unlift))};

@@ -181,8 +181,8 @@ def softmax(
     >>> print(softlane.softmax([1.0, 2.0, 3.0], where=[True, True, False], temperature=0.5).round(8))
     [0.11920292 0.88079708 0.        ]
     """
-    if where is None and temperature is _ONE and dtype is None and out is None:
-        result = _plain_softmax(x, axis, False)
+    if where is None and temperature is _ONE and dtype is None:
+        result = _plain_softmax(x, axis, False, out)
         if result is not None:
             return result
     return _softmax(x, axis, where, temperature, dtype, out, log=False)
@@ -276,8 +276,8 @@ def log_softmax(
     >>> print(softlane.log_softmax([30.0, 0.0]))
     [-9.35762297e-14 -3.00000000e+01]
     """
-    if where is None and temperature is _ONE and dtype is None and out is None:
-        result = _plain_softmax(x, axis, True)
+    if where is None and temperature is _ONE and dtype is None:
+        result = _plain_softmax(x, axis, True, out)
         if result is not None:
             return result
     return _softmax(x, axis, where, temperature, dtype, out, log=True)
