@@ -703,17 +703,16 @@ def test_a_z_loss_of_zero_is_none(fused_isa: str, dtype: DType) -> None:
 # softcap
 
 
-def softcap_bar(dtype: DType, x: Array, softcap: float, temperature: float, factor: float) -> float:
+def softcap_bar(dtype: DType, softcap: float, temperature: float, factor: float) -> float:
     """In ulp. Narrower types: their own, as capping runs in float64.
 
     In float64 κ·tanh(u) is off by up to 5 roundings of 2^-53 of κ (a division, expm1 to 1 ulp, a
     sum, a quotient, a product). Two such errors meet in the exponent of every exp(z/T): 20·κ/T ulp of
-    2^-52/2 in each probability; the slope 1/cosh² has 2|u| roundings from exp(-2|u|) and 8 of its own.
+    2^-52/2 in each probability; the slope 1/cosh² has 8 roundings of its own.
     """
     if dtype != np.float64:
         return oracle.BARS[dtype.name]
-    steep = float(np.max(np.abs(x.astype(np.float64)), initial=0)) / softcap
-    return oracle.BARS["float64"] + 20 * softcap / temperature + factor * (4 * min(steep, 400) + 8)
+    return oracle.BARS["float64"] + 20 * softcap / temperature + factor * 8
 
 
 @every_float
@@ -723,7 +722,7 @@ def test_softcap(isa: str, dtype: DType, softcap: float, given: str) -> None:
     """κ·tanh(z/κ) before anything else, the gradient times 1 - tanh²; with every other option."""
     for n in (1, 2, 9, 33, 129):
         rng = rng_for("softcap", n)
-        scale = softcap * 10.0 ** rng.uniform(-3, 0.7, (40, 1))
+        scale = softcap * 10.0 ** rng.uniform(-3, 2.5, (40, 1))
         x = to_dtype(scale * rng.standard_normal((40, n)), dtype)
         y = rng.integers(0, n, 40)
         targets: Array = y if given == "classes" else to_dtype(rng.random(x.shape), dtype)
@@ -743,7 +742,7 @@ def test_softcap(isa: str, dtype: DType, softcap: float, given: str) -> None:
         for options in variants:
             exact = oracle.cross_entropy(x, targets, softcap=softcap, **options)
             temperature = options.get("temperature", 1.0)
-            bars = [softcap_bar(dtype, x, softcap, temperature, f) for f in (0, 1)]
+            bars = [softcap_bar(dtype, softcap, temperature, f) for f in (0, 1)]
             name = f"{given} of length {n}, {list(options)}"
             loss, grad = softlane.cross_entropy_with_grad(
                 x, targets, softcap=softcap, reduction="none", **options
@@ -985,7 +984,7 @@ def test_statistics_of_capped_logits(isa: str, dtype: DType) -> None:
     _, stats = softlane.cross_entropy(
         x, np.arange(9), softcap=7.0, temperature=2.0, return_stats=True
     )
-    bar = softcap_bar(dtype, x, 7.0, 2.0, 0)
+    bar = softcap_bar(dtype, 7.0, 2.0, 0)
     for name in ("logsumexp", "log_prob", "entropy"):
         check_ulp(getattr(stats, name), getattr(exact, name), bar, label=name)
     assert np.array_equal(stats.correct, exact.correct)

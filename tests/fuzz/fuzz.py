@@ -260,10 +260,14 @@ def log_sum_exp(draw: Input) -> None:
         exact = oracle.Exact(exact.value, np.maximum(exact.scale, 1e-12))
     if options["keepdims"]:
         exact = oracle.Exact(*(np.reshape(part, np.shape(got)) for part in exact))
+    # b cancels everything but what underflows in float64.
+    gone = np.isneginf(got) & (exact.scale > 1e15)
+    exact = oracle.Exact(np.where(gone, -np.inf, exact.value), exact.scale)
     dtype = reference._common_dtype(*(native(a) for a in (x, b) if a is not None))
     close(got, as_tuple(values)[0], exact, dtype, "logsumexp")
     if options["return_sign"]:
-        assert np.array_equal(results[1], np.asarray(values[1]), equal_nan=True), "sign"
+        same = np.equal(results[1], values[1]) | (np.isnan(results[1]) & np.isnan(values[1]))
+        assert (same | gone).all(), "sign"
 
 
 def cross_entropy(draw: Input) -> None:
@@ -337,8 +341,12 @@ def cross_entropy(draw: Input) -> None:
         return  # a logsumexp beyond float64: known, tests/test_losses.py has it as a failure
     if options["softcap"] is not None and options["temperature"] < 1e-300:
         return  # capped logits over that are beyond what longdouble can subtract
-    # The slope of tanh is computed in float64.
-    bars = {} if options["softcap"] is None else {"float64": 500.0}
+    # cap·tanh(x/cap) is rounded to float64 before the exponent: 20·cap/T ulp, as in tests/test_losses.py.
+    bars = (
+        {}
+        if options["softcap"] is None
+        else {"float64": 20 * options["softcap"] / min(1.0, options["temperature"]) + 12}
+    )
     close(loss, values[0], of_loss, result_dtype(dtype), "loss", bars)
     close(grad, values[1], exact.grad, dtype, "gradient", bars)
 
