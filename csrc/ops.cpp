@@ -157,8 +157,9 @@ struct Slot {
   double masked = 0;       // what an element outside `where` is packed, or written, as
   double center = 0;       // with a factor > 1, which could overflow: the row's maximum, subtracted
   char* buffer = nullptr;  // where the row at hand is packed
-  // Called with the buffer (of double) after it was packed or before it is unpacked: start, count.
-  std::function<void(double*, size_t, size_t)> adjust = nullptr;
+  // Called with the buffer (of double) after it was packed or before it is unpacked: start, count, and the number
+  // of rows that lie there.
+  std::function<void(double*, size_t, size_t, size_t)> adjust = nullptr;
 };
 
 // Packs and unpacks the rows of the kernels' operands: several at a time, or a long one by chunks.
@@ -247,7 +248,7 @@ class PackedRows {
                 pack({from, 0, step, 1, n}, slot.view->dtype, slot.view->swapped,
                      slot.buffer + at * item, slot.type, slot.factor, slot.center);
               });
-    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count, 1);
     self.fill_masked(slot, start, count);
     return slot.buffer;
   }
@@ -255,7 +256,7 @@ class PackedRows {
     PackedRows& self = *static_cast<PackedRows*>(context);
     const Slot& slot = self.slots[operand];
     const size_t item = item_size(slot.type);
-    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count);
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count, 1);
     self.fill_masked(slot, start, count);
     for_steps(*self.plan, slot.operand, slot.row, start, count,
               [&](char* to, ptrdiff_t step, size_t at, size_t n) {
@@ -286,8 +287,11 @@ class PackedRows {
               });
   }
   // Whether rows differ in nothing but their place, and are packed all at once.
-  bool alike(const Slot& slot) const {
-    return plan->axis.size() == 1 && slot.factor <= 1 && !slot.adjust;
+  bool alike(const Slot& slot) const { return plan->axis.size() == 1 && slot.factor <= 1; }
+  void adjust_rows(const Slot& slot, size_t rows) const {
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.base), 0, plan->classes, rows);
+    if (where == nullptr) return;
+    fill_outside(lattice(where_row, where_operand, rows), slot.base, slot.type, slot.masked);
   }
   Lattice lattice(char* row, size_t operand, size_t rows) const {
     return {row, run_stride(*plan, operand), plan->axis[0].stride[operand], rows, plan->classes};
@@ -298,7 +302,7 @@ class PackedRows {
       seek(offsets, first);
       pack(lattice(slot.row, slot.operand, rows), slot.view->dtype, slot.view->swapped, slot.base,
            slot.type, slot.factor);
-      fill_masked_rows(slot, rows);
+      adjust_rows(slot, rows);
       return;
     }
     for (size_t r = 0; r < rows; ++r) {
@@ -310,7 +314,7 @@ class PackedRows {
     const Slot& slot = slots[operand];
     if (alike(slot)) {
       seek(offsets, first);
-      fill_masked_rows(slot, rows);
+      adjust_rows(slot, rows);
       unpack(slot.base, slot.type, lattice(slot.row, slot.operand, rows), slot.view->dtype,
              slot.view->swapped);
       return;
@@ -319,10 +323,6 @@ class PackedRows {
       seek(offsets, first + r, r);
       put(this, operand, 0, plan->classes);
     }
-  }
-  void fill_masked_rows(const Slot& slot, size_t rows) const {
-    if (where == nullptr) return;
-    fill_outside(lattice(where_row, where_operand, rows), slot.base, slot.type, slot.masked);
   }
 };
 
@@ -691,7 +691,8 @@ class CrossEntropy {
     // The gradient lacks the factor of the logits, and what it is multiplied by later.
     batch.divisor = divisor == 0 ? kNaN : divisor * (lift_ / compute_.factor);
     batch.weight = weights_;
-    batch.weight_sum = weight_sum_;
+    batch.weight_sum = &weight_sum_;
+    batch.weight_sum_lo = &kZero;
     batch.smoothing = a_.label_smoothing;
     batch.classes = static_cast<double>(classes_);
     batch.z_loss = a_.z_loss;
@@ -711,9 +712,9 @@ class CrossEntropy {
       if (a_.grad != nullptr) {
         row.slots[1] = {a_.grad, 1, nullptr, scratch.pack(0), compute_.type, 1, 0};
         if (a_.softcap != 0 || lift_ != 1) {
-          row.slots[1].adjust = [&](double* grad, size_t start, size_t n) {
-            if (a_.softcap != 0) uncap(row, grad, start, n);
-            for (size_t c = 0; lift_ != 1 && c < n; ++c) grad[c] *= lift_;
+          row.slots[1].adjust = [&](double* grad, size_t start, size_t n, size_t rows) {
+            if (a_.softcap != 0) uncap(row, grad, start, n, rows);
+            for (size_t c = 0; lift_ != 1 && c < rows * n; ++c) grad[c] *= lift_;
           };
         }
       }
@@ -723,8 +724,8 @@ class CrossEntropy {
       row.slots[2] = {weight, 6, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
       if (given_) {
         row.slots[2] = {&a_.targets, 2, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
-        row.slots[2].adjust = [&](double* t, size_t start, size_t count) {
-          if (options.blends) blend(options.blend, t, start, count);
+        row.slots[2].adjust = [&](double* t, size_t start, size_t count, size_t) {
+          if (options.blends) blend(options, t, start, count);
         };
       }
       if (a_.softcap != 0) cap(row, options);
@@ -783,60 +784,88 @@ class CrossEntropy {
     bool blends = false;  // probabilities become weights
     Blend blend;
     double center = 0;  // what is subtracted from the capped logits
+    size_t index = 0;   // of the row among those that are packed
   };
 
-  // The low parts of the row's weights, in the half of the kernels' scratch that `cap` leaves.
-  double* weight_lo() const {
-    return reinterpret_cast<double*>(scratch.kernel() + kScratchBytes / 2);
+  // The low parts of a packed row's weights, in the half of the kernels' scratch that `cap` leaves.
+  double* weight_lo(size_t index) const {
+    return reinterpret_cast<double*>(scratch.kernel() + kScratchBytes / 2) + index * classes_;
   }
 
-  void blend(const Blend& blend, double* t, size_t start, size_t count) const {
+  void blend(const RowOptions& options, double* t, size_t start, size_t count) const {
     const double* weights = weights_ == nullptr ? nullptr : weights_ + start;
     if (a_.weight != nullptr && weights == nullptr) {
       auto* loaded = reinterpret_cast<double*>(scratch.kernel());
       for (size_t i = 0; i < count; ++i) loaded[i] = class_weight(start + i);
       weights = loaded;
     }
-    active_table().blend(blend, weights, t, weight_lo(), count);
+    active_table().blend(options.blend, weights, t, weight_lo(options.index), count);
   }
 
   // Caps the logits as they are packed.
   void cap(PackedRows& row, RowOptions& options) const {
     const KernelTable& table = active_table();
     row.slots[0].factor = 1;  // which comes after the cap
-    row.slots[0].adjust = [&](double* x, size_t, size_t count) {
-      table.softcap(x, count, a_.softcap);
+    row.slots[0].adjust = [&](double* x, size_t, size_t count, size_t rows) {
+      table.softcap(x, rows * count, a_.softcap);
       if (compute_.factor == 1) return;
-      for (size_t i = 0; i < count; ++i) x[i] = (x[i] - options.center) * compute_.factor;
+      for (size_t i = 0; i < rows * count; ++i) x[i] = (x[i] - options.center) * compute_.factor;
     };
   }
 
   // Brings the gradient of capped logits back through the cap.
-  void uncap(const PackedRows& row, double* grad, size_t start, size_t count) const {
+  void uncap(const PackedRows& row, double* grad, size_t start, size_t count, size_t rows) const {
     const Slot& logits = row.slots[0];
     auto* raw = reinterpret_cast<double*>(scratch.kernel());
-    for_steps(plan_, logits.operand, logits.row, start, count,
-              [&](char* from, ptrdiff_t step, size_t at, size_t n) {
-                pack({from, 0, step, 1, n}, a_.logits.dtype, a_.logits.swapped, raw + at,
-                     DType::kFloat64);
-              });
-    active_table().softcap_backward(raw, grad, count, a_.softcap);
+    for (size_t r = 0; r < rows; ++r) {
+      char* from = logits.row + static_cast<ptrdiff_t>(r) * run_stride(plan_, logits.operand);
+      for_steps(plan_, logits.operand, from, start, count,
+                [&](char* p, ptrdiff_t step, size_t at, size_t n) {
+                  pack({p, 0, step, 1, n}, a_.logits.dtype, a_.logits.swapped, raw + r * count + at,
+                       DType::kFloat64);
+                });
+    }
+    active_table().softcap_backward(raw, grad, rows * count, a_.softcap);
   }
 
-  // Calls f(class, weight, its low part) for the row's weights as the kernel will see them.
+  // Calls f(first class, weights, count) for the row's weights as the kernel will see them. Those of a whole row
+  // then stay in its buffer.
   template <class F>
   void for_weights(PackedRows& row, F f) const {
     for (size_t start = 0; start < classes_; start += kChunk) {
       const size_t count = std::min(kChunk, classes_ - start);
-      const auto* w = static_cast<const double*>(PackedRows::fetch(&row, 2, start, count));
-      for (size_t i = 0; i < count; ++i)
-        f(start + i, w[i], given_ && w[i] != 0 ? weight_lo()[i] : 0);
+      f(start, static_cast<const double*>(PackedRows::fetch(&row, 2, start, count)), count);
     }
+  }
+  // The first class of the largest probability.
+  int64_t likeliest(PackedRows& row) const {
+    double most = -kInf;
+    size_t best = 0;
+    row.slots[2].masked = -kInf;
+    for_weights(row, [&](size_t start, const double* t, size_t count) {
+      const size_t at = active_table().first_max(t, count);
+      if (at == count || !(t[at] > most)) return;
+      most = t[at];
+      best = start + at;
+    });
+    row.slots[2].masked = 0;
+    return static_cast<int64_t>(best);
+  }
+  // What the row's weights add up to.
+  Sum sum_weights(PackedRows& row, const double* low) const {
+    Sum all;
+    for_weights(row, [&](size_t, const double* weights, size_t count) {
+      double sum = 0, sum_lo = 0;
+      active_table().sum(weights, low, count, &sum, &sum_lo);
+      all.add(sum);
+      all.lo += sum_lo;
+    });
+    return {all.value(), (all.hi - all.value()) + all.lo};
   }
 
   // How many rows go through the pack buffers at a time: one, where it has numbers of its own.
   size_t packed_rows(const PackedRows& row) const {
-    return own_weights_ || compute_.factor > 1 ? 1 : std::min(kBlock, row.batch());
+    return (own_weights_ && !given_) || compute_.factor > 1 ? 1 : std::min(kBlock, row.batch());
   }
 
   // Rows through the pack buffers. With `where`, weights outside are 0 and C counts the rest. With
@@ -856,43 +885,41 @@ class CrossEntropy {
     batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
     batch.x_stride = batch.grad_stride = row.stride(0);
     batch.offset = (logits.center + options.center) / a_.temperature;
-    if (own_weights_ && a_.where != nullptr) {
-      batch.classes = static_cast<double>(classes_ - row.count_masked());
-    }
-    int64_t likeliest = 0;  // whose element of the gradient is taken the most care of
-    if (given_) {
-      options.blends = false;
-      row.slots[2].masked = -kInf;
-      double most = -kInf;
-      for_weights(row, [&](size_t c, double t, double) {
-        if (!(t > most)) return;
-        most = t;
-        likeliest = static_cast<int64_t>(c);
-      });
-      row.slots[2].masked = 0;
-      options.blends = true;
-      Blend& blend = options.blend;
-      blend.keep = 1 - a_.label_smoothing;
-      blend.keep_lo = (1 - blend.keep) - a_.label_smoothing;
-      const double classes = batch.classes == 0 ? 1 : batch.classes;
-      blend.spread = a_.label_smoothing / classes;
-      blend.spread_lo = std::fma(-blend.spread, classes, a_.label_smoothing) / classes;
-      batch.targets = &likeliest;
-      batch.smoothing = batch.classes = 1;
-      batch.weight_lo = weight_lo();
+    int64_t targets[kBlock];  // whose elements of the gradient are taken the most care of
+    double sums[kBlock], sums_lo[kBlock];
+    for (size_t r = 0; own_weights_ && r < batch.count; ++r) {
+      row.seek(offsets, i + r, r);
+      if (given_) {
+        options.blends = false;
+        targets[r] = likeliest(row);
+        options.blends = true;
+        options.index = r;
+        Blend& blend = options.blend;
+        blend.keep = 1 - a_.label_smoothing;
+        blend.keep_lo = (1 - blend.keep) - a_.label_smoothing;
+        const double classes =
+            static_cast<double>(std::max<size_t>(1, classes_ - row.count_masked()));
+        blend.spread = a_.label_smoothing / classes;
+        blend.spread_lo = std::fma(-blend.spread, classes, a_.label_smoothing) / classes;
+      } else {
+        batch.classes = static_cast<double>(classes_ - row.count_masked());
+      }
+      const Sum sum = sum_weights(row, given_ ? weight_lo(r) : nullptr);
+      sums[r] = sum.hi;
+      sums_lo[r] = sum.lo;
     }
     if (own_weights_) {
-      Sum weight_sum;
-      for_weights(row, [&](size_t, double w, double w_lo) {
-        weight_sum.add(w);
-        weight_sum.lo += w_lo;
-      });
-      batch.weight_sum = weight_sum.value();
-      batch.weight_sum_lo = (weight_sum.hi - batch.weight_sum) + weight_sum.lo;
+      batch.weight_stride = classes_;
+      batch.weight_sum = sums;
+      batch.weight_sum_lo = sums_lo;
+    }
+    if (given_) {
+      batch.targets = targets;
+      batch.smoothing = batch.classes = 1;
+      batch.weight_lo = weight_lo(0);
     }
     if (own_weights_ || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
-      if (row.whole()) PackedRows::fetch(&row, 2, 0, classes_);
     }
     row.run(offsets, i, batch.count, 1, a_.grad == nullptr ? -1 : 1, [&] { kernel(batch); });
   }
@@ -908,6 +935,7 @@ class CrossEntropy {
   const double* weights_ = nullptr;
   bool direct_weights_ = true;
   double weight_sum_ = 0;
+  static constexpr double kZero = 0;
   Sum divisor_;
 };
 
@@ -1035,8 +1063,8 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
       if (lift != 1) {
-        row.slots[2].adjust = [=](double* x, size_t, size_t n) {
-          for (size_t i = 0; i < n; ++i) x[i] *= lift;
+        row.slots[2].adjust = [=](double* x, size_t, size_t n, size_t rows) {
+          for (size_t i = 0; i < rows * n; ++i) x[i] *= lift;
         };
       }
     }

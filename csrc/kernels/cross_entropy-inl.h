@@ -30,14 +30,14 @@ struct Sample {
   W target;           // the logit at the target
   Double2<W> gap;     // Σ w·(max - x) in units of 1/kGapScale, for label smoothing alone
   Double2<W> weight;  // the target's class weight
-  W coef;             // sample weight
+  Double2<W> weight_sum;
+  W coef;  // sample weight
 };
 
 // What the samples of a batch share.
 template <class W>
 struct LossTerms {
   Double2<W> inverse_temperature, keep, spread;  // 1/T, 1 - ε, ε/C
-  Double2<W> weight_sum;
   W divisor;
   bool smooth;
   W z_loss, offset;
@@ -51,7 +51,6 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
   return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)},
           keep,
           spread,
-          {W::Set(b.weight_sum), W::Set(b.weight_sum_lo)},
           W::Set(b.divisor),
           b.smoothing != 0,
           W::Set(b.z_loss),
@@ -99,7 +98,7 @@ SOFTLANE_CALL W SampleLoss(const Sample<V, W>& s, const LossTerms<W>& terms) {
   if (terms.smooth) {
     const Double2<W> gap = {Mul(s.gap.hi, gap_unit), Mul(s.gap.lo, gap_unit)};
     const Double2<W> all =
-        SafeAdd(SafeMul(terms.inverse_temperature, gap), SafeMul(terms.weight_sum, log_sum));
+        SafeAdd(SafeMul(terms.inverse_temperature, gap), SafeMul(s.weight_sum, log_sum));
     loss = SafeAdd(loss, SafeMul(SafeMul(coef, terms.spread), all));
   }
   const W unscale = Div(one, unit);
@@ -117,7 +116,7 @@ SOFTLANE_CALL W SampleLoss(const Sample<V, W>& s, const LossTerms<W>& terms) {
                   Or(Eq(difference.hi, zero), Eq(factor.hi, zero)));
   if (terms.smooth) {
     tiny = And(tiny, Eq(s.gap.hi, zero));
-    factor = Add(factor, Mul(terms.spread, terms.weight_sum));
+    factor = Add(factor, Mul(terms.spread, s.weight_sum));
   }
   if (!AnyTrue(tiny)) return result;
   return IfThenElse(tiny, Quotient(Mul(Mul(coef, factor), s.stats.others), s.stats.top), result);
@@ -155,7 +154,7 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_e
       Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
   const Double2<W> hit = Mul(Mul(terms.keep, s.weight), coef);
   const Double2<W> share = Mul(terms.spread, coef);
-  Double2<W> prob = terms.smooth ? Add(hit, Mul(share, terms.weight_sum)) : hit;
+  Double2<W> prob = terms.smooth ? Add(hit, Mul(share, s.weight_sum)) : hit;
   const auto is_max = Eq(s.target, s.stats.max);
   const Double2<W> rest =
       Add(total, {Sub(W::Set(0), target_exp.hi), Sub(W::Set(0), target_exp.lo)});
@@ -174,7 +173,7 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_e
   const Double2<W> p = Div(target_exp, total);
   if (terms.smooth) {
     const Double2<W> pull = {Sub(zero, s.weight.hi), Sub(zero, s.weight.lo)};
-    at_target = SafeAdd(at_target, Mul(share, Add(Mul(p, terms.weight_sum), pull)));
+    at_target = SafeAdd(at_target, Mul(share, Add(Mul(p, s.weight_sum), pull)));
   }
   if (penalised) {
     const Double2<W> lse = SampleLogSumExp(s.stats, s.stats.LogSum(), terms);
@@ -262,33 +261,38 @@ SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, Double2<W> weight) {
   return FastTwoSum(p, MulAdd(share.lo, weight.hi, low));
 }
 
-// The class weights [start, start + count) of the row at hand; null where all are 1.
-inline const double* RowWeights(const LossBatch& b, size_t start, size_t count) {
-  if (b.weight == nullptr || b.chunked == nullptr) {
-    return b.weight == nullptr ? nullptr : b.weight + start;
+// The class weights [start, start + count) of a row; `hi` null where all are 1, `lo` where it is 0.
+struct RowWeights {
+  const double *hi, *lo;
+  RowWeights(const LossBatch& b, size_t row, size_t start, size_t count)
+      : hi(b.weight), lo(b.weight_lo) {
+    if (hi == nullptr) return;
+    if (b.chunked != nullptr) {
+      hi = static_cast<const double*>(b.chunked->fetch(b.chunked->context, 2, start, count));
+      return;
+    }
+    hi += row * b.weight_stride + start;
+    if (lo != nullptr) lo += row * b.weight_stride + start;
   }
-  return static_cast<const double*>(b.chunked->fetch(b.chunked->context, 2, start, count));
-}
-template <class W>
-inline Double2<W> LoadWeights(const double* weight, const double* low, size_t i, int count) {
-  if (weight == nullptr) return ToDouble2(W::Set(1));
-  const W lo = low == nullptr ? W::Set(0) : W::LoadN(low + i, count, 0);
-  return {W::LoadN(weight + i, count, 0), lo};
-}
-
+  template <class W>
+  Double2<W> Load(size_t i, int count) const {
+    if (hi == nullptr) return ToDouble2(W::Set(1));
+    return {W::LoadN(hi + i, count, 0), lo == nullptr ? W::Set(0) : W::LoadN(lo + i, count, 0)};
+  }
+};
 template <class T>
-SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, const T* x, double max_value) {
+SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, size_t row, const T* x, double max_value) {
   using V = Vec<T>;
   using W = Wide<V>;
   const W max = W::Set(max_value);
   GapSum<V> gap;
   ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
-    const double* weight = RowWeights(b, start, chunk);
+    const RowWeights weights(b, row, start, chunk);
     for (size_t i = 0; i < chunk; i += V::kLanes) {
       const int count = static_cast<int>(Min(V::kLanes, chunk - i));
       // Lanes beyond the end hold the maximum: their term is 0.
       const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(max_value));
-      gap.Add(v, max, LoadWeights<W>(weight, b.weight_lo, i, count));
+      gap.Add(v, max, weights.Load<W>(i, count));
     }
   });
   return SumLanes(gap.Lanes());
@@ -337,10 +341,17 @@ inline double ElementOf(const LossBatch& b, const T* x, size_t i) {
 }
 
 // The weight of one class, as the caller set it up, and what it lacks.
-inline double WeightOf(const LossBatch& b, size_t i, double* lo) {
-  const double weight = b.weight == nullptr ? 1.0 : *RowWeights(b, i, 1);
-  *lo = b.weight_lo == nullptr ? 0.0 : b.weight_lo[b.chunked == nullptr ? i : 0];
-  return weight;
+inline double WeightOf(const LossBatch& b, size_t row, size_t i, double* lo) {
+  const RowWeights weights(b, row, i, 1);
+  *lo = weights.lo == nullptr ? 0.0 : *weights.lo;
+  return weights.hi == nullptr ? 1.0 : *weights.hi;
+}
+// Σ weight of the rows from `first` on.
+template <class W>
+inline Double2<W> WeightSums(const LossBatch& b, size_t first, size_t rows) {
+  if (b.weight_stride == 0) return {W::Set(*b.weight_sum), W::Set(*b.weight_sum_lo)};
+  const int count = static_cast<int>(rows);
+  return {W::LoadN(b.weight_sum + first, count, 0), W::LoadN(b.weight_sum_lo + first, count, 0)};
 }
 
 // An exp that is not the floor's, which is worth nothing.
@@ -366,7 +377,7 @@ struct RowGrads {
 
 // Writes the gradient of row r of a block from its kept exps, or from the logits again.
 template <class T>
-inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* grad,
+inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, size_t row, T* grad,
                       const typename Vec<T>::Scalar* kept, const RowGrads<Vec<T>>& grads,
                       bool smooth, size_t target) {
   using V = Vec<T>;
@@ -390,10 +401,10 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, T* 
   ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
     T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
     if (smooth) {
-      const double* weight = RowWeights(b, start, chunk);
+      const RowWeights weights(b, row, start, chunk);
       MapRow<V>(p, to, chunk, [&](size_t i, V v) {
         const int count = static_cast<int>(Min(V::kLanes, chunk - i));
-        const Double2<W> pull = PullOf(share, LoadWeights<W>(weight, b.weight_lo, i, count));
+        const Double2<W> pull = PullOf(share, weights.Load<W>(i, count));
         return Smoothed(factor, Widen(Exp(v, ref)), pull);
       });
     } else {
@@ -582,7 +593,8 @@ struct PanelTargets {
     weight = ToDouble2(W::Set(1));
     if (b.weight == nullptr) return;
     double hi[V::kLanes] = {}, lo[V::kLanes] = {};
-    for (int c = 0; c < panel.columns; ++c) hi[c] = WeightOf(b, target[c], &lo[c]);
+    for (int c = 0; c < panel.columns; ++c)
+      hi[c] = WeightOf(b, first + static_cast<size_t>(c), target[c], &lo[c]);
     weight = {W::Load(hi), W::Load(lo)};
   }
 };
@@ -601,6 +613,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   Sample<V, W> sample;
   sample.target = Widen(logit);
   sample.weight = given.weight;
+  sample.weight_sum = WeightSums<W>(b, first, static_cast<size_t>(panel.columns));
   sample.coef = given.coef;
   sample.gap = ToDouble2(W::Set(0));
   if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
@@ -661,7 +674,7 @@ void CrossEntropyCols(const LossBatch& b) {
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked)) {
+  if (AreShort(b.count, b.n, b.chunked) && b.weight_stride == 0) {
     const auto terms = MakeTerms<Wide<V>>(b);
     ForTiles<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
                 [&](size_t first, auto panel, auto out) {
@@ -686,10 +699,10 @@ void CrossEntropyRows(const LossBatch& b) {
       // Read before the exps overwrite a gradient that lies over its logits.
       const auto target = static_cast<size_t>(b.targets[first + r]);
       logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
-      weight[r] = WeightOf(b, target, &weight_lo[r]);
+      weight[r] = WeightOf(b, first + r, target, &weight_lo[r]);
       coef[r] = b.coef[first + r];
       if (terms.smooth) {
-        const Double2<F64> gap = RowGap(b, rows.x[r], max[r]);
+        const Double2<F64> gap = RowGap(b, first + r, rows.x[r], max[r]);
         gap_hi[r] = FirstLane(gap.hi);
         gap_lo[r] = FirstLane(gap.lo);
       }
@@ -702,6 +715,7 @@ void CrossEntropyRows(const LossBatch& b) {
     Sample<V, W> sample;
     sample.target = LowLanes<V>(Widen(V::Load(logit)));
     sample.weight = {W::Load(weight), W::Load(weight_lo)};
+    sample.weight_sum = WeightSums<W>(b, first, rows.rows);
     sample.coef = W::Load(coef);
     sample.gap = {W::Load(gap_hi), W::Load(gap_lo)};
     sample.stats = rows.Statistics();
@@ -719,7 +733,7 @@ void CrossEntropyRows(const LossBatch& b) {
       if (Ignored(b, first + r)) {
         FillRow(grad, b.n, b.chunked, 1, 0);
       } else {
-        WriteGrad(b, rows, r, grad, kept[r], grads, terms.smooth,
+        WriteGrad(b, rows, r, first + r, grad, kept[r], grads, terms.smooth,
                   static_cast<size_t>(b.targets[first + r]));
       }
     }
@@ -744,6 +758,24 @@ inline void BlendArray(const Blend& blend, const double* weight, double* t, doub
     StoreN(product.hi, t + i, count);
     StoreN(IfThenElseZero(Eq(Sub(rest, rest), V::Set(0)), rest), low + i, count);
   }
+}
+
+inline void SumArray(const double* x, const double* low, size_t n, double* sum, double* sum_lo) {
+  using V = F64;
+  ExactSum<V> total;
+  for (size_t i = 0; i < n; i += V::kLanes) {
+    const int count = static_cast<int>(Min(V::kLanes, n - i));
+    const V hi = V::LoadN(x + i, count, 0);
+    const V lo = low == nullptr ? V::Set(0) : V::LoadN(low + i, count, 0);
+    total.Add({hi, IfThenElse(Eq(hi, V::Set(0)), V::Set(0), lo)});
+  }
+  const Double2<V> all = total.Total();
+  *sum = FirstLane(all.hi);
+  *sum_lo = FirstLane(all.lo);
+}
+inline size_t FirstMaxOf(const double* x, size_t n) {
+  const double max = MaxLane(RangeOf<F64>(x, n).max);
+  return max == -kInf ? n : FindFirst(x, n, max);
 }
 
 // ---- soft capping ------------------------------------------------------------------------------------

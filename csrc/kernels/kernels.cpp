@@ -65,6 +65,8 @@ const KernelTable kTable = {
     SOFTLANE_STORAGES(ExpSumRows),
     LogOfSums,
     BlendArray,
+    SumArray,
+    FirstMaxOf,
     SoftcapArray,
     SoftcapBackwardArray,
     {ExpArray<float>, LogArray<float>, Expm1Array<float>, Log1pArray<float>},

@@ -83,8 +83,11 @@ struct LossBatch {
   double divisor;           // of the gradient (the mean's; 1 for a sum)
   const double* weight;     // one a class, or null for 1
   const double* weight_lo;  // what the weights at hand lack, set by fetching these; or null for 0
-  double weight_sum;        // Σ weight over the classes that count (n where weight is null)
-  double weight_sum_lo;
+  size_t weight_stride;     // from row to row, in elements, of both; 0: all rows have the same
+  // Σ weight over the classes that count (n where weight is null), high and low parts; where the rows have
+  // weights of their own, of each.
+  const double* weight_sum;
+  const double* weight_sum_lo;
   double smoothing;        // ε
   double classes;          // C in ε/C
   double z_loss;           // λ of λ·logsumexp²
@@ -137,6 +140,10 @@ struct KernelTable {
   void (*log_of_sums)(const ExpSumState* sums, double* out, size_t n);
   // `t` in place, what it lacks to `low`; `weight` null: 1.
   void (*blend)(const Blend& blend, const double* weight, double* t, double* low, size_t n);
+  // Σ (x + low), as sum and what it lacks; low null: 0. Elements x of 0 have no low part.
+  void (*sum)(const double* x, const double* low, size_t n, double* sum, double* sum_lo);
+  // The position of the first largest element; n if there is none but -inf and NaN.
+  size_t (*first_max)(const double* x, size_t n);
   // x to cap·tanh(x/cap), and a gradient with respect to that to one with respect to x.
   void (*softcap)(double* x, size_t n, double cap);
   void (*softcap_backward)(const double* x, double* grad, size_t n, double cap);
