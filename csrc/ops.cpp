@@ -225,16 +225,19 @@ class PackedRows {
   ptrdiff_t stride(size_t operand) const {
     return static_cast<ptrdiff_t>(plan->classes * item_size(slots[operand].type));
   }
-  // Calls `kernel` for `rows` samples of a run from `first` on. Whole rows are then packed in the buffers of
-  // operands [0, inputs), and `output` (-1: none) is unpacked; chunks the kernel asks for itself.
+  // Calls `kernel` for `rows` samples of a run from `first` on. Whole rows are then packed in the buffers of the
+  // operands in the set of bits `inputs`, and `output` (-1: none) is unpacked; chunks the kernel asks for itself.
   template <class F>
-  void run(const Offsets& offsets, size_t first, size_t rows, int inputs, int output, F kernel) {
+  void run(const Offsets& offsets, size_t first, size_t rows, unsigned inputs, int output,
+           F kernel) {
     if (!whole()) {
       seek(offsets, first);
       kernel();
       return;
     }
-    for (int operand = 0; operand < inputs; ++operand) load(offsets, first, rows, operand);
+    for (int operand = 0; operand < 3; ++operand) {
+      if ((inputs >> operand) & 1) load(offsets, first, rows, operand);
+    }
     kernel();
     if (output >= 0) save(offsets, first, rows, output);
   }
@@ -444,7 +447,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
         const size_t block = std::min(most, count - done);
         double weighted_sign = 1;
         if (mode == Mode::kPacked && b != nullptr) {
-          row.run(at, done, block, 2, -1, [&] {
+          row.run(at, done, block, 3, -1, [&] {
             WeightedBatch weighted{reinterpret_cast<const double*>(scratch.pack(0)),
                                    reinterpret_cast<const double*>(scratch.pack(1)),
                                    plan.classes,
@@ -518,9 +521,13 @@ class CrossEntropy {
                               args.result == DType::kFloat64 || args.softcap != 0)),
         lift_(gradient_lift(args.temperature)),
         given_(is_floating(args.targets.dtype)),
-        own_weights_(given_ || (args.where != nullptr && args.label_smoothing != 0)) {
-    // Probabilities become the weights of packed rows; softcap is for those too.
-    if (given_ || a_.softcap != 0) compute_.direct = false;
+        shares_(given_ && args.targets.dtype == compute_.type && args.where == nullptr &&
+                args.weight == nullptr && args.label_smoothing == 0),
+        own_weights_((given_ && !shares_) || (args.where != nullptr && args.label_smoothing != 0)) {
+    // Probabilities that are blended become the weights of packed rows; softcap is for those too.
+    if (own_weights_ || a_.softcap != 0 || (shares_ && !args.targets.aligned())) {
+      compute_.direct = false;
+    }
     const View& x = a_.logits;
     const uint64_t axes = uint64_t{1} << a_.axis;
     const auto targets = given_ ? a_.targets.strides : expanded(&a_.targets, x.ndim, axes);
@@ -544,7 +551,10 @@ class CrossEntropy {
     if (plan_.samples == 0) {
       return a_.reduction == Reduction::kMean ? kNaN : 0;
     }
-    const Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, a_.grad ? 2 : 1,
+    const Mode mode = choose_mode(plan_, compute_.direct && direct_weights_,
+                                  shares_   ? 3
+                                  : a_.grad ? 2
+                                            : 1,
                                   item_size(a_.logits.dtype));
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
@@ -696,6 +706,13 @@ class CrossEntropy {
     batch.smoothing = a_.label_smoothing;
     batch.classes = static_cast<double>(classes_);
     batch.z_loss = a_.z_loss;
+    double sums[kBlock], sums_lo[kBlock];
+    if (shares_) {
+      batch.smoothing = batch.classes = 1;  // the loss is what smoothing alone would make of them
+      batch.weight_sum = sums;
+      batch.weight_sum_lo = sums_lo;
+      batch.share_facts = {targets, sums, sums_lo};
+    }
     double logsumexps[kBlock], log_probs[kBlock], entropies[kBlock];
     bool correct[kBlock];
     const LossStats stats{logsumexps, log_probs, entropies, correct};
@@ -722,7 +739,9 @@ class CrossEntropy {
       ones.data = const_cast<char*>(reinterpret_cast<const char*>(&one));
       const View* weight = a_.weight == nullptr ? &ones : a_.weight;
       row.slots[2] = {weight, 6, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
-      if (given_) {
+      if (shares_) {
+        row.slots[2] = {&a_.targets, 2, nullptr, scratch.pack(1), compute_.type, 1, 0};
+      } else if (given_) {
         row.slots[2] = {&a_.targets, 2, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
         row.slots[2].adjust = [&](double* t, size_t start, size_t count, size_t) {
           if (options.blends) blend(options, t, start, count);
@@ -755,6 +774,7 @@ class CrossEntropy {
           };
           batch.x = place(a_.logits, 0, &batch.x_stride);
           if (a_.grad != nullptr) batch.grad = place(*a_.grad, 1, &batch.grad_stride);
+          if (shares_) batch.shares = place(a_.targets, 2, &batch.share_stride);
           batch.count = n;
           (by_columns ? table.cross_entropy_cols : table.cross_entropy_rows)[storage](batch);
         }
@@ -885,6 +905,10 @@ class CrossEntropy {
     batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
     batch.x_stride = batch.grad_stride = row.stride(0);
     batch.offset = (logits.center + options.center) / a_.temperature;
+    if (shares_) {
+      batch.shares = scratch.pack(1);
+      batch.share_stride = row.stride(2);
+    }
     int64_t targets[kBlock];  // whose elements of the gradient are taken the most care of
     double sums[kBlock], sums_lo[kBlock];
     for (size_t r = 0; own_weights_ && r < batch.count; ++r) {
@@ -913,7 +937,7 @@ class CrossEntropy {
       batch.weight_sum = sums;
       batch.weight_sum_lo = sums_lo;
     }
-    if (given_) {
+    if (own_weights_ && given_) {
       batch.targets = targets;
       batch.smoothing = batch.classes = 1;
       batch.weight_lo = weight_lo(0);
@@ -921,13 +945,15 @@ class CrossEntropy {
     if (own_weights_ || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
     }
-    row.run(offsets, i, batch.count, 1, a_.grad == nullptr ? -1 : 1, [&] { kernel(batch); });
+    row.run(offsets, i, batch.count, shares_ ? 5 : 1, a_.grad == nullptr ? -1 : 1,
+            [&] { kernel(batch); });
   }
 
   const CrossEntropyArgs& a_;
   Compute compute_;
   double lift_;
   bool given_;        // targets are probabilities
+  bool shares_;       // which the kernels take as they are
   bool own_weights_;  // every row has weights of its own
   Plan plan_;
   size_t classes_ = 0;
@@ -1076,7 +1102,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
         batch.grad_stride = batch.y_stride = batch.out_stride = row.stride(0);
         for (size_t done = 0; done < count; done += batch.count) {
           batch.count = std::min(row.batch(), count - done);
-          row.run(at, done, batch.count, 2, 2, [&] { rows(batch); });
+          row.run(at, done, batch.count, 3, 2, [&] { rows(batch); });
         }
         return;
       }

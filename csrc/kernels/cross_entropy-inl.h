@@ -213,11 +213,25 @@ struct ExactSum {
   Double2<F64> Total() const { return Settled(SumLanes(Lanes())); }
 };
 
-// Σ w·(max - x)·kGapScale over lanes, with its rounding errors. A class of weight 0 has no part,
+// Σ w·(max - x)·kGapScale over lanes, of doubles with its rounding errors. A class of weight 0 has no part,
 // whatever its logit.
 template <class V>
-struct GapSum {
-  using W = Wide<V>;
+struct GapSum;
+template <>
+struct GapSum<F32> {
+  using W = D16;
+  W sum = W::Set(0);
+  void Add(F32 x, W max, Double2<W> weight) {
+    const W d = Sub(max, Widen(x));
+    const W gone = IfThenElse(Eq(weight.hi, W::Set(0)), W::Set(0), d);
+    sum = MulAdd(Mul(weight.hi, W::Set(kGapScale)), gone, sum);
+  }
+  Double2<W> Lanes() const { return ToDouble2(sum); }
+};
+template <>
+struct GapSum<F64> {
+  using V = F64;
+  using W = F64;
   ExactSum<W> sum;
   void Add(V x, W max, Double2<W> weight) {
     const W zero = W::Set(0);
@@ -261,25 +275,36 @@ SOFTLANE_INLINE Double2<W> PullOf(Double2<W> share, Double2<W> weight) {
   return FastTwoSum(p, MulAdd(share.lo, weight.hi, low));
 }
 
-// The class weights [start, start + count) of a row; `hi` null where all are 1, `lo` where it is 0.
+// The class weights [start, start + count) of a row of T, or its probabilities for weights.
+template <class T>
 struct RowWeights {
-  const double *hi, *lo;
-  RowWeights(const LossBatch& b, size_t row, size_t start, size_t count)
-      : hi(b.weight), lo(b.weight_lo) {
-    if (hi == nullptr) return;
-    if (b.chunked != nullptr) {
-      hi = static_cast<const double*>(b.chunked->fetch(b.chunked->context, 2, start, count));
+  const T* shares = nullptr;                  // these, or
+  const double *hi = nullptr, *lo = nullptr;  // hi null where all are 1, lo where it is 0
+  RowWeights(const LossBatch& b, size_t row, size_t start, size_t count) {
+    if (b.weight == nullptr && b.shares == nullptr) return;
+    const void* chunk =
+        b.chunked == nullptr ? nullptr : b.chunked->fetch(b.chunked->context, 2, start, count);
+    if (b.shares != nullptr) {
+      shares = chunk != nullptr ? static_cast<const T*>(chunk)
+                                : Step<const T>(b.shares, row, b.share_stride) + start;
       return;
     }
-    hi += row * b.weight_stride + start;
-    if (lo != nullptr) lo += row * b.weight_stride + start;
+    const size_t at = chunk != nullptr ? 0 : row * b.weight_stride + start;
+    hi = (chunk != nullptr ? static_cast<const double*>(chunk) : b.weight) + at;
+    if (b.weight_lo != nullptr) lo = b.weight_lo + at;
   }
   template <class W>
   Double2<W> Load(size_t i, int count) const {
+    if (shares != nullptr) return ToDouble2(Widen(Vec<T>::LoadN(shares + i, count, 0)));
     if (hi == nullptr) return ToDouble2(W::Set(1));
     return {W::LoadN(hi + i, count, 0), lo == nullptr ? W::Set(0) : W::LoadN(lo + i, count, 0)};
   }
+  double First(double* first_lo) const {
+    *first_lo = lo == nullptr ? 0.0 : *lo;
+    return shares != nullptr ? static_cast<double>(LoadOne(shares)) : hi == nullptr ? 1.0 : *hi;
+  }
 };
+
 template <class T>
 SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, size_t row, const T* x, double max_value) {
   using V = Vec<T>;
@@ -287,24 +312,101 @@ SOFTLANE_CALL Double2<F64> RowGap(const LossBatch& b, size_t row, const T* x, do
   const W max = W::Set(max_value);
   GapSum<V> gap;
   ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
-    const RowWeights weights(b, row, start, chunk);
+    const RowWeights<T> weights(b, row, start, chunk);
     for (size_t i = 0; i < chunk; i += V::kLanes) {
       const int count = static_cast<int>(Min(V::kLanes, chunk - i));
       // Lanes beyond the end hold the maximum: their term is 0.
       const V v = V::LoadN(p + i, count, static_cast<typename V::Scalar>(max_value));
-      gap.Add(v, max, weights.Load<W>(i, count));
+      gap.Add(v, max, weights.template Load<W>(i, count));
     }
   });
   return SumLanes(gap.Lanes());
 }
 
-template <class P, class W>
-SOFTLANE_CALL Double2<W> PanelGap(const LossBatch& b, const P& panel, W max) {
+// The class weights of a panel's columns, or their probabilities for weights.
+template <class S>
+struct PanelWeights {
+  const double* weight;  // null where all are 1
+  const S* shares;       // null where there are none
+  template <class W>
+  Double2<W> Load(size_t i) const {
+    if (shares != nullptr) return ToDouble2(Widen(shares->Load(i)));
+    return ToDouble2(W::Set(weight == nullptr ? 1.0 : weight[i]));
+  }
+};
+template <class P, class S, class W>
+SOFTLANE_CALL Double2<W> PanelGap(const P& panel, size_t n, const PanelWeights<S>& weights, W max) {
   using V = typename P::V;
-  return PanelFold<GapSum<V>, V::kLanes>(b.n, [&](size_t i, GapSum<V>& lane) {
-    const W weight = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
-    lane.Add(panel.Load(i), max, ToDouble2(weight));
+  return PanelFold<GapSum<V>, V::kLanes>(n, [&](size_t i, GapSum<V>& lane) {
+    lane.Add(panel.Load(i), max, weights.template Load<W>(i));
   });
+}
+
+// Σ of a row's probabilities.
+template <class V>
+struct ShareSum {
+  Wide<V> sum = Wide<V>::Set(0);
+  void Add(V x) { sum = softlane::SOFTLANE_ISA::Add(sum, Widen(x)); }
+  Wide<V> Lanes() const { return sum; }
+  Double2<F64> Total() const { return ToDouble2(SumLanes(sum)); }
+};
+template <>
+struct ShareSum<F64> {
+  ExactSum<F64> sum;
+  void Add(F64 x) { sum.Add(x); }
+  Double2<F64> Lanes() const { return sum.Lanes(); }
+  Double2<F64> Total() const { return sum.Total(); }
+};
+// Writes the facts of the rows' probabilities.
+template <class T>
+SOFTLANE_CALL void MakeShareFacts(const LossBatch& b) {
+  using V = Vec<T>;
+  for (size_t r = 0; r < b.count; ++r) {
+    ShareSum<V> sum;
+    size_t best = 0;
+    auto most = static_cast<typename V::Scalar>(-kInf);
+    ForChunks(Step<const T>(b.shares, r, b.share_stride), b.n, b.chunked, 2,
+              [&](const T* x, size_t start, size_t count) {
+                V top = V::Set(most);
+                for (size_t i = 0; i < count; i += V::kLanes) {
+                  const int here = static_cast<int>(Min(V::kLanes, count - i));
+                  const V v = V::LoadN(x + i, here, 0);
+                  sum.Add(v);
+                  const V nothing = V::Set(static_cast<typename V::Scalar>(-kInf));
+                  top = Max(IfThenElse(V::FirstN(here), v, nothing), top);
+                }
+                if (!(MaxLane(top) > most)) return;
+                most = MaxLane(top);
+                best = start + FindFirst(x, count, most);
+              });
+    const Double2<F64> total = sum.Total();
+    b.share_facts.targets[r] = static_cast<int64_t>(best);
+    b.share_facts.weight_sum[r] = FirstLane(total.hi);
+    b.share_facts.weight_sum_lo[r] = FirstLane(total.lo);
+  }
+}
+// The same for the columns of a panel.
+template <class S>
+SOFTLANE_CALL void MakePanelShareFacts(const LossBatch& b, size_t first, const S& shares) {
+  using V = typename S::V;
+  using W = Wide<V>;
+  const auto sum = PanelFold<ShareSum<V>, V::kLanes>(
+      b.n, [&](size_t i, ShareSum<V>& lane) { lane.Add(shares.Load(i)); });
+  V most = V::Set(static_cast<typename V::Scalar>(-kInf));
+  W best = W::Set(0);
+  for (size_t i = 0; i < b.n; ++i) {
+    const V x = shares.Load(i);
+    best = IfThenElse(Lt(Widen(most), Widen(x)), W::Set(static_cast<double>(i)), best);
+    most = Max(x, most);
+  }
+  const auto total = Settled(sum);
+  double at[W::kLanes];
+  Store(best, at);
+  for (int c = 0; c < shares.columns; ++c) {
+    b.share_facts.targets[first + static_cast<size_t>(c)] = static_cast<int64_t>(at[c]);
+  }
+  StoreN(total.hi, b.share_facts.weight_sum + first, shares.columns);
+  StoreN(total.lo, b.share_facts.weight_sum_lo + first, shares.columns);
 }
 
 template <class T>
@@ -340,16 +442,12 @@ inline double ElementOf(const LossBatch& b, const T* x, size_t i) {
       LoadOne(static_cast<const T*>(b.chunked->fetch(b.chunked->context, 0, i, 1))));
 }
 
-// The weight of one class, as the caller set it up, and what it lacks.
-inline double WeightOf(const LossBatch& b, size_t row, size_t i, double* lo) {
-  const RowWeights weights(b, row, i, 1);
-  *lo = weights.lo == nullptr ? 0.0 : *weights.lo;
-  return weights.hi == nullptr ? 1.0 : *weights.hi;
-}
 // Σ weight of the rows from `first` on.
 template <class W>
 inline Double2<W> WeightSums(const LossBatch& b, size_t first, size_t rows) {
-  if (b.weight_stride == 0) return {W::Set(*b.weight_sum), W::Set(*b.weight_sum_lo)};
+  if (b.weight_stride == 0 && b.shares == nullptr) {
+    return {W::Set(*b.weight_sum), W::Set(*b.weight_sum_lo)};
+  }
   const int count = static_cast<int>(rows);
   return {W::LoadN(b.weight_sum + first, count, 0), W::LoadN(b.weight_sum_lo + first, count, 0)};
 }
@@ -401,10 +499,10 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, siz
   ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
     T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
     if (smooth) {
-      const RowWeights weights(b, row, start, chunk);
+      const RowWeights<T> weights(b, row, start, chunk);
       MapRow<V>(p, to, chunk, [&](size_t i, V v) {
         const int count = static_cast<int>(Min(V::kLanes, chunk - i));
-        const Double2<W> pull = PullOf(share, weights.Load<W>(i, count));
+        const Double2<W> pull = PullOf(share, weights.template Load<W>(i, count));
         return Smoothed(factor, Widen(Exp(v, ref)), pull);
       });
     } else {
@@ -578,8 +676,8 @@ struct PanelTargets {
   Wide<V> coef;
   Double2<Wide<V>> weight;
 
-  template <class P>
-  PanelTargets(const LossBatch& b, size_t first, const P& panel) {
+  template <class P, class S>
+  PanelTargets(const LossBatch& b, size_t first, const P& panel, const S* shares) {
     using W = Wide<V>;
     for (int c = 0; c < panel.columns; ++c) {
       const size_t sample = first + static_cast<size_t>(c);
@@ -591,22 +689,28 @@ struct PanelTargets {
     }
     coef = b.weighs ? W::LoadN(b.coef + first, panel.columns, 0) : W::Set(1);
     weight = ToDouble2(W::Set(1));
-    if (b.weight == nullptr) return;
-    double hi[V::kLanes] = {}, lo[V::kLanes] = {};
-    for (int c = 0; c < panel.columns; ++c)
-      hi[c] = WeightOf(b, first + static_cast<size_t>(c), target[c], &lo[c]);
-    weight = {W::Load(hi), W::Load(lo)};
+    if (b.weight == nullptr && shares == nullptr) return;
+    double weights[V::kLanes] = {};
+    for (int c = 0; c < panel.columns; ++c) {
+      weights[c] = shares == nullptr
+                       ? b.weight[target[c]]
+                       : static_cast<double>(LoadOne(
+                             Step<const typename S::T>(shares->x, target[c], shares->stride) + c));
+    }
+    weight = ToDouble2(W::Load(weights));
   }
 };
 
-template <class P, class Out>
+template <class P, class Out, class S>
 inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename P::V>>& terms,
-                              size_t first, P panel, Out out) {
+                              size_t first, P panel, Out out, const S* shares) {
   using T = typename P::T;
   using V = Vec<T>;
   using W = Wide<V>;
   constexpr int kLanes = V::kLanes;
-  const PanelTargets<V> given(b, first, panel);
+  if (shares != nullptr) MakePanelShareFacts(b, first, *shares);
+  const PanelTargets<V> given(b, first, panel, shares);
+  const PanelWeights<S> weights{b.weight, shares};
   const Range<V> range = PanelRange(panel, b.n);
   const V max = range.max, logit = V::Load(given.logit);
   const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
@@ -616,7 +720,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   sample.weight_sum = WeightSums<W>(b, first, static_cast<size_t>(panel.columns));
   sample.coef = given.coef;
   sample.gap = ToDouble2(W::Set(0));
-  if (terms.smooth) sample.gap = PanelGap(b, panel, Widen(max));
+  if (terms.smooth) sample.gap = PanelGap(panel, b.n, weights, Widen(max));
   PanelFacts<V> facts;
   if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, max, ref, terms);
   const auto kept = KeepPanel(out, b.n, b.scratch);
@@ -646,9 +750,8 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   for (size_t i = 0; i < b.n; ++i) {
     V g;
     if (terms.smooth) {
-      const W weight_here = W::Set(b.weight == nullptr ? 1.0 : b.weight[i]);
       g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)),
-                   PullOf(grads.share, ToDouble2(weight_here)));
+                   PullOf(grads.share, weights.template Load<W>(i)));
     } else {
       const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
       g = plain ? factor.Plain(e) : factor(e);
@@ -666,22 +769,36 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  ForPanels<T>(
-      b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
-      [&](size_t first, auto panel, auto out) { CrossEntropyPanel(b, terms, first, panel, out); });
+  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
+               [&](size_t first, auto panel, auto out) {
+                 const Panel<T> shares{static_cast<const T*>(b.shares) + first, b.share_stride,
+                                       panel.columns};
+                 CrossEntropyPanel(b, terms, first, panel, out,
+                                   b.shares == nullptr ? nullptr : &shares);
+               });
 }
 
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
   if (AreShort(b.count, b.n, b.chunked) && b.weight_stride == 0) {
+    using Scalar = typename V::Scalar;
+    constexpr auto kStep = static_cast<ptrdiff_t>(V::kLanes * sizeof(Scalar));
+    Scalar tile[kShortRow * V::kLanes];
     const auto terms = MakeTerms<Wide<V>>(b);
     ForTiles<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
                 [&](size_t first, auto panel, auto out) {
-                  CrossEntropyPanel(b, terms, first, panel, out);
+                  const Panel<Scalar> shares{tile, kStep, panel.columns};
+                  if (b.shares != nullptr) {
+                    const auto rows = static_cast<size_t>(panel.columns);
+                    LoadTile<T>(b.shares, b.share_stride, first, rows, b.n, tile);
+                  }
+                  CrossEntropyPanel(b, terms, first, panel, out,
+                                    b.shares == nullptr ? nullptr : &shares);
                 });
     return;
   }
+  if (b.shares != nullptr) MakeShareFacts<T>(b);
   const LossTerms<RowLanes> terms = MakeTerms<RowLanes>(b);
   // Statistics and smoothing need all logits again.
   const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
@@ -699,7 +816,7 @@ void CrossEntropyRows(const LossBatch& b) {
       // Read before the exps overwrite a gradient that lies over its logits.
       const auto target = static_cast<size_t>(b.targets[first + r]);
       logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
-      weight[r] = WeightOf(b, first + r, target, &weight_lo[r]);
+      weight[r] = RowWeights<T>(b, first + r, target, 1).First(&weight_lo[r]);
       coef[r] = b.coef[first + r];
       if (terms.smooth) {
         const Double2<F64> gap = RowGap(b, first + r, rows.x[r], max[r]);

@@ -268,7 +268,7 @@ def log_sum_exp(draw: Input) -> None:
     close(got, as_tuple(values)[0], exact, dtype, "logsumexp")
     if options["return_sign"]:
         same = np.equal(results[1], values[1]) | (np.isnan(results[1]) & np.isnan(values[1]))
-        assert (same | unclear).all(), "sign"
+        assert (same | unclear | (cancels & (exact.scale > 1e15))).all(), "sign"
 
 
 def cross_entropy(draw: Input) -> None:
