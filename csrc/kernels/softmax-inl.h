@@ -741,18 +741,36 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
   using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+  const auto panel = [=](size_t c) {
+    return Panel<T>{static_cast<const T*>(x) + c, x_stride,
+                    static_cast<int>(Min(kLanes, count - c))};
+  };
+  const auto result = [=](size_t c) {
+    return OutPanel<T>{static_cast<T*>(out) + c, out_stride,
+                       static_cast<int>(Min(kLanes, count - c))};
+  };
+  if (n > kCopiedColumn || out == nullptr) {
+    for (size_t c = 0; c < count; c += kLanes) f(c, panel(c), result(c));
+    return;
+  }
+  // Short columns are copied several panels at a time, so that more of a row is read at once.
   Scalar tile[kCopiedColumn * kLanes];
-  for (size_t c = 0; c < count; c += kLanes) {
-    const int columns = static_cast<int>(Min(kLanes, count - c));
-    const Panel<T> panel{static_cast<const T*>(x) + c, x_stride, columns};
-    const OutPanel<T> result{static_cast<T*>(out) + c, out_stride, columns};
-    if (n > kCopiedColumn || out == nullptr) {
-      f(c, panel, result);
-      continue;
+  const size_t group = Min(8, kCopiedColumn / n) * kLanes;
+  for (size_t first = 0; first < count; first += group) {
+    const size_t end = Min(count, first + group);
+    const auto place = [&](size_t c) { return tile + (c - first) * n; };
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t c = first; c < end; c += kLanes)
+        Store(panel(c).LoadFirst(i), place(c) + i * kLanes);
     }
-    CopyPanel(panel, n, tile);
-    f(c, Panel<Scalar>{tile, kStep, columns}, OutPanel<Scalar>{tile, kStep, columns});
-    for (size_t i = 0; i < n; ++i) result.Store(i, V::Load(tile + i * kLanes));
+    for (size_t c = first; c < end; c += kLanes) {
+      const int columns = panel(c).columns;
+      f(c, Panel<Scalar>{place(c), kStep, columns}, OutPanel<Scalar>{place(c), kStep, columns});
+    }
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t c = first; c < end; c += kLanes)
+        result(c).Store(i, V::Load(place(c) + i * kLanes));
+    }
   }
 }
 
