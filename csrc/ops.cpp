@@ -443,20 +443,19 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
         unpack(values, DType::kFloat64, {p, 0, step, 1, n}, to.dtype, to.swapped);
       };
       for (size_t done = 0; done < count;) {
-        const size_t most = mode != Mode::kPacked ? kBlock : b != nullptr ? 1 : row.batch();
+        const size_t most = mode == Mode::kPacked ? std::min(kBlock, row.batch()) : kBlock;
         const size_t block = std::min(most, count - done);
-        double weighted_sign = 1;
+        double signs[kBlock];
         if (mode == Mode::kPacked && b != nullptr) {
           row.run(at, done, block, 3, -1, [&] {
-            WeightedBatch weighted{reinterpret_cast<const double*>(scratch.pack(0)),
-                                   reinterpret_cast<const double*>(scratch.pack(1)),
-                                   plan.classes,
-                                   row.chunked(),
-                                   results,
-                                   &weighted_sign};
-            table.logsumexp_weighted(weighted);
+            table.logsumexp_weighted({reinterpret_cast<const double*>(scratch.pack(0)),
+                                      reinterpret_cast<const double*>(scratch.pack(1)), block,
+                                      plan.classes, row.chunked(),
+                                      out.dtype == DType::kFloat64 ? 1 : 0x1p-20, results, signs});
           });
-          if (weighted_sign < 0 && sign == nullptr) results[0] = kNaN;
+          for (size_t i = 0; sign == nullptr && i < block; ++i) {
+            if (signs[i] < 0) results[i] = kNaN;
+          }
         } else if (mode == Mode::kPacked) {
           batch.x = scratch.pack(0);
           batch.x_stride = row.stride(0);
@@ -473,10 +472,9 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
         }
         store(out, 1, done, block, results);
         if (sign != nullptr) {
-          double signs[kBlock];
-          for (size_t i = 0; i < block; ++i) {
+          for (size_t i = 0; b == nullptr && i < block; ++i) {
             const double r = results[i];
-            signs[i] = b != nullptr ? weighted_sign : r != r ? r : r == -kInf ? 0 : 1;
+            signs[i] = r != r ? r : r == -kInf ? 0 : 1;
           }
           store(*sign, 2, done, block, signs);
         }

@@ -973,21 +973,51 @@ inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   }
 }
 
-template <class P>
-inline void LogSumExpPanel(const Batch& b, size_t first, P panel) {
-  using W = Wide<typename P::V>;
-  double* out = static_cast<double*>(b.out) + first;
-  const auto stats = PanelStats(panel, b.n, b.scale);
-  StoreN(LogSumExpOf(stats.max, stats.LogSum()), out, panel.columns);
-  if (!AnyTrue(Eq(Abs(stats.max), W::Set(kInf)))) return;
-  // SciPy's answer for infinities beside a NaN.
-  for (int c = 0; c < panel.columns; ++c) {
-    for (size_t i = 0; i < b.n; ++i) {
-      const auto x = LoadOne(Step<const typename P::T>(panel.x, i, panel.stride) + c);
-      if (x != x) out[c] = kInf - kInf;
+// Panels wait here for their logarithms, which one alone would take as long as a few together: the processor has
+// long chains of several at work, if nothing else lies between them.
+template <class V>
+class LogSumExpPanels {
+ public:
+  using W = Wide<V>;
+  explicit LogSumExpPanels(const Batch& b) : b_(b), out_(static_cast<double*>(b.out)) {}
+  ~LogSumExpPanels() { Finish(); }
+  template <class P>
+  void Add(size_t first, P panel) {
+    if (waiting_ == kMost) Finish();
+    Waiting& w = panels_[waiting_++];
+    w.first = first;
+    w.columns = panel.columns;
+    w.stats = PanelStats(panel, b_.n, b_.scale);
+    w.invalid = W::Set(0);
+    if (!AnyTrue(Eq(Abs(w.stats.max), W::Set(kInf)))) return;
+    // SciPy's answer for infinities beside a NaN.
+    for (size_t i = 0; i < b_.n; ++i) {
+      const W x = Widen(panel.Load(i));
+      w.invalid = IfThenElse(IsNaN(x), x, w.invalid);
     }
   }
-}
+
+ private:
+  static constexpr size_t kMost = 4;
+  struct Waiting {
+    size_t first;
+    int columns;
+    Stats<V, W> stats;
+    W invalid;  // NaN where an element is
+  };
+  void Finish() {
+    for (size_t i = 0; i < waiting_; ++i) {
+      const Waiting& w = panels_[i];
+      const W value = LogSumExpOf(w.stats.max, w.stats.LogSum());
+      StoreN(IfThenElse(IsNaN(w.invalid), w.invalid, value), out_ + w.first, w.columns);
+    }
+    waiting_ = 0;
+  }
+  const Batch& b_;
+  double* out_;
+  size_t waiting_ = 0;
+  Waiting panels_[kMost];
+};
 
 template <class T>
 void SoftmaxCols(const Batch& b) {
@@ -1001,8 +1031,9 @@ void LogSoftmaxCols(const Batch& b) {
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {
+  LogSumExpPanels<Vec<T>> panels(b);
   ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
-               [&](size_t first, auto panel, auto) { LogSumExpPanel(b, first, panel); });
+               [&](size_t first, auto panel, auto) { panels.Add(first, panel); });
 }
 
 // ---- short rows, turned into a panel ------------------------------------------------------------
@@ -1215,8 +1246,9 @@ void LogSoftmaxRows(const Batch& b) {
 template <class T>
 void LogSumExpRows(const Batch& b) {
   if (AreShort(b.count, b.n, b.chunked)) {
+    LogSumExpPanels<Vec<T>> panels(b);
     ForTiles<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
-                [&](size_t first, auto panel, auto) { LogSumExpPanel(b, first, panel); });
+                [&](size_t first, auto panel, auto) { panels.Add(first, panel); });
     return;
   }
   double* out = static_cast<double*>(b.out);
@@ -1296,27 +1328,75 @@ inline Double2<F64> ExactZ(F64 x, const ExpReference<F64>& ref) {
   return FastTwoSum(sum.hi, Add(sum.lo, low));
 }
 
+// Calls f(x, b) for the vectors of a row; where b is 0, x is -inf.
+template <class F>
+SOFTLANE_INLINE void ForWeighted(const WeightedBatch& w, size_t row, F f) {
+  using V = F64;
+  ForChunks(w.x + row * w.n, w.n, w.chunked, 0, [&](const double* x, size_t start, size_t chunk) {
+    const double* b = w.b + row * w.n + start;
+    if (w.chunked != nullptr) {
+      b = static_cast<const double*>(w.chunked->fetch(w.chunked->context, 1, start, chunk));
+    }
+    for (size_t i = 0; i < chunk; i += V::kLanes) {
+      const int count = static_cast<int>(Min(V::kLanes, chunk - i));
+      const V bv = V::LoadN(b + i, count, 0);
+      f(IfThenElse(Eq(bv, V::Set(0)), V::Set(-kInf), V::LoadN(x + i, count, -kInf)), bv);
+    }
+  });
+}
+
+// Σ b·exp(x) of ordinary rows, whose b are positive (or 0) and not far from 1: no product leaves the range, and
+// nothing cancels.
+struct PlainWeighted {
+  using V = F64;
+  V top = V::Set(-kInf), least = V::Set(kInf), most = V::Set(0), bad = V::Set(0);
+  V sum = V::Set(0), part = V::Set(0);
+  ExpReference<V> ref;
+  SOFTLANE_INLINE void See(V x, V b) {
+    top = Max(x, top);
+    most = Max(b, most);
+    least = Min(IfThenElse(Eq(b, V::Set(0)), V::Set(kInf), b), least);
+    bad = IfThenElse(Or(Or(IsNaN(x), IsNaN(b)), Lt(b, V::Set(0))), V::Set(1), bad);
+  }
+  V IsOrdinary() const {
+    const auto finite = Lt(Abs(top), V::Set(kInf));
+    const auto near = And(Lt(V::Set(0x1p-400), least), Lt(most, V::Set(0x1p400)));
+    return IfThenElseZero(And(And(finite, near), Eq(bad, V::Set(0))), V::Set(1));
+  }
+  SOFTLANE_INLINE void Add(V x, V b) {
+    const ExpParts<V> e = Exp(x, ref);
+    const V product = Mul(e.scale, b);
+    const Double2<V> s = TwoSum(sum, product);
+    sum = s.hi;
+    part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, product, part), s.lo);
+  }
+  // log of a sum in units of 2^-kSpare, beside the reference.
+  V LogOf(Double2<V> total) const {
+    using Format = ExpFormat<double>;
+    const V down = V::Set(PowerOfTwo(-static_cast<int>(Format::kSpare)));
+    const V exponent = Sub(V::Set(Format::kMagic + Format::kBias + Format::kSpare), ref.magic);
+    const Double2<V> log = Log(Double2<V>{Mul(total.hi, down), Mul(total.lo, down)});
+    const Double2<V> ln2 = {V::Set(kLn2DDHi), V::Set(kLn2DDLo)};
+    const Double2<V> all = softlane::SOFTLANE_ISA::Add(Mul(ToDouble2(exponent), ln2), log);
+    const Double2<V> moved = softlane::SOFTLANE_ISA::Add(ToDouble2(ref.shift), all);
+    return softlane::SOFTLANE_ISA::Add(moved.hi, moved.lo);
+  }
+  // Where the result has its digits: 1, elsewhere 0.
+  V Holds(V result, double least_result) const {
+    const V size = Max(Abs(result), Abs(top));
+    return IfThenElseZero(Lt(V::Set(least_result), size), V::Set(1));
+  }
+};
+
 // log|Σ b·exp(x)| and its sign. The exponent of b joins that of exp(x), so no product overflows; an
 // element with b == 0 has no part, whatever x holds.
-inline void LogSumExpWeighted(const WeightedBatch& w) {
+SOFTLANE_CALL void WeightedRow(const WeightedBatch& w, size_t row) {
   using V = F64;
-  constexpr size_t kLanes = V::kLanes;
   const V zero = V::Set(0);
   const ExpFactor<V> k = UnitFactor<V>();
-  // Calls f(x, b) for each vector; where b is 0, x is -inf.
-  const auto for_vectors = [&](auto f) {
-    ForChunks(w.x, w.n, w.chunked, 0, [&](const double* x, size_t start, size_t chunk) {
-      const double* b = w.b + start;
-      if (w.chunked != nullptr) {
-        b = static_cast<const double*>(w.chunked->fetch(w.chunked->context, 1, start, chunk));
-      }
-      for (size_t i = 0; i < chunk; i += kLanes) {
-        const int count = static_cast<int>(Min(kLanes, chunk - i));
-        const V bv = V::LoadN(b + i, count, 0);
-        f(IfThenElse(Eq(bv, zero), V::Set(-kInf), V::LoadN(x + i, count, -kInf)), bv);
-      }
-    });
-  };
+  const auto for_vectors = [&](auto f) { ForWeighted(w, row, f); };
+  double* const result = w.result + row;
+  double* const sign = w.sign + row;
   // The extremes first: NaN, infinite terms, the largest x and the largest x·k + exponent of b.
   bool nan = false, plus = false, minus = false;
   V top = V::Set(-kInf);
@@ -1328,21 +1408,21 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     minus = minus || AnyTrue(And(infinite, Lt(b, zero)));
     top = Max(x, top);
   });
-  *w.sign = 1;
-  *w.result = kInf - kInf;
+  *sign = 1;
+  *result = kInf - kInf;
   if (nan || (plus && minus)) {
-    *w.sign = *w.result;
+    *sign = *result;
     return;
   }
   if (plus || minus) {
-    *w.sign = plus ? 1 : -1;
-    *w.result = kInf;
+    *sign = plus ? 1 : -1;
+    *result = kInf;
     return;
   }
   const double max = MaxLane(top);
   if (max == -kInf) {
-    *w.sign = 0;
-    *w.result = -kInf;
+    *sign = 0;
+    *result = -kInf;
     return;
   }
   // b moves the largest term by up to 2100 binades: the maximum is subtracted only far beyond that.
@@ -1382,12 +1462,68 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   Double2<V> total = SumLanes(Double2<V>{flushed.hi, Add(error, flushed.lo)});
   total = FastTwoSum(total.hi, total.lo);
   const double value = FirstLane(total.hi);
-  *w.sign = value > 0 ? 1 : value < 0 ? -1 : 0;
-  *w.result = -kInf;
+  *sign = value > 0 ? 1 : value < 0 ? -1 : 0;
+  *result = -kInf;
   if (value == 0) return;
-  const ExpSumState sum_state{FirstLane(shift), exponent, value * *w.sign,
-                              FirstLane(total.lo) * *w.sign};
-  LogOfSums(&sum_state, w.result, 1);
+  const ExpSumState sum_state{FirstLane(shift), exponent, value * *sign,
+                              FirstLane(total.lo) * *sign};
+  LogOfSums(&sum_state, result, 1);
+}
+
+// Rows up to this length are worked on side by side, one a lane.
+constexpr size_t kShortWeighted = kShortRow;
+
+inline void LogSumExpWeighted(const WeightedBatch& w) {
+  using V = F64;
+  const ExpFactor<V> k = UnitFactor<V>();
+  if (w.n > kShortWeighted) {
+    for (size_t row = 0; row < w.count; ++row) {
+      PlainWeighted plain;
+      ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.See(x, b); });
+      plain.top = V::Set(MaxLane(plain.top));
+      plain.most = V::Set(MaxLane(plain.most));
+      plain.least = V::Set(MinLane(plain.least));
+      plain.bad = V::Set(MaxLane(plain.bad));
+      if (FirstLane(plain.IsOrdinary()) != 0) {
+        plain.ref = MakeReference(plain.top, k);
+        ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.Add(x, b); });
+        const V result = plain.LogOf(SumLanes(TwoSum(plain.sum, plain.part)));
+        if (FirstLane(plain.Holds(result, w.least)) != 0) {
+          w.result[row] = FirstLane(result);
+          w.sign[row] = 1;
+          continue;
+        }
+      }
+      WeightedRow(w, row);
+    }
+    return;
+  }
+  double x[kShortWeighted * V::kLanes], b[kShortWeighted * V::kLanes];
+  const auto stride = static_cast<ptrdiff_t>(w.n * sizeof(double));
+  for (size_t first = 0; first < w.count; first += V::kLanes) {
+    const size_t rows = Min(V::kLanes, w.count - first);
+    LoadTile<double>(w.x, stride, first, rows, w.n, x);
+    LoadTile<double>(w.b, stride, first, rows, w.n, b);
+    const auto for_vectors = [&](auto f) SOFTLANE_LAMBDA {
+      for (size_t i = 0; i < w.n; ++i) {
+        const V bv = V::Load(b + i * V::kLanes);
+        f(IfThenElse(Eq(bv, V::Set(0)), V::Set(-kInf), V::Load(x + i * V::kLanes)), bv);
+      }
+    };
+    PlainWeighted plain;
+    for_vectors([&](V xv, V bv) SOFTLANE_LAMBDA { plain.See(xv, bv); });
+    const V ordinary = plain.IsOrdinary();
+    plain.ref = MakeReference(plain.top, k);
+    for_vectors([&](V xv, V bv) SOFTLANE_LAMBDA { plain.Add(xv, bv); });
+    const V result = plain.LogOf(TwoSum(plain.sum, plain.part));
+    double holds[V::kLanes];
+    Store(Mul(ordinary, plain.Holds(result, w.least)), holds);
+    StoreN(result, w.result + first, static_cast<int>(rows));
+    for (size_t r = 0; r < rows; ++r) {
+      w.sign[first + r] = 1;
+      if (holds[r] == 0) WeightedRow(w, first + r);
+    }
+  }
 }
 
 // ---- elementary functions -----------------------------------------------------------------------

@@ -105,13 +105,15 @@ struct LossBatch {
   double* loss;            // one a row
 };
 
-// Σ b·exp(x): rows of double, both operands packed. Result: log|sum| and its sign.
+// Σ b·exp(x): rows of double one after the other, both operands packed. Result: log|sum| and its sign.
 struct WeightedBatch {
   const double* x;
   const double* b;
+  size_t count;
   size_t n;
-  const ChunkIo* chunked;  // operand 0: x, 1: b
-  double* result;
+  const ChunkIo* chunked;  // operand 0: x, 1: b; count is 1
+  double least;    // below it the result, if x is, too, needs more digits than double alone gives
+  double* result;  // one a row
   double* sign;
 };
 
