@@ -496,7 +496,36 @@ struct Sum {
     if (std::isfinite(s)) lo += error;
     hi = s;
   }
+  void add(const Sum& other) {
+    add(other.hi);
+    add(other.lo);
+  }
   double value() const { return hi + lo; }
+};
+
+// A sum of losses. Huge ones are kept apart in a smaller unit, so that their mean is found where their sum
+// overflows.
+class LossSum {
+ public:
+  void add(double loss) {
+    if (std::abs(loss) > 0x1p900) {
+      huge_.add(loss * kUnit);
+    } else {
+      plain_.add(loss);
+    }
+  }
+  void add(const LossSum& other) {
+    plain_.add(other.plain_);
+    huge_.add(other.huge_);
+  }
+  double over(double divisor) const {
+    const double mean = plain_.value() / divisor;
+    return huge_.hi == 0 ? mean : mean + huge_.value() / divisor / kUnit;
+  }
+
+ private:
+  static constexpr double kUnit = 0x1p-64;
+  Sum plain_, huge_;
 };
 
 // "[3, 0]" for sample number s of an array.
@@ -561,23 +590,19 @@ class CrossEntropy {
     block = std::max(block, plan_.samples / 8192 + 1);
     block = (block + unit - 1) / unit * unit;
     const size_t blocks = (plan_.samples + block - 1) / block;
-    std::vector<Sum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
+    std::vector<LossSum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
     const size_t grain = std::max<size_t>(1, kGrain / (block * std::max<size_t>(1, classes_)));
     parallel_for(blocks, grain, [&](size_t first, size_t last) {
       for (size_t i = first; i < last; ++i) {
-        Sum sum;
+        LossSum sum;
         samples(mode, i * block, std::min(plan_.samples, (i + 1) * block), divisor, sum);
         if (!partial.empty()) partial[i] = sum;
       }
     });
-    Sum total;
-    for (const Sum& sum : partial) {
-      total.add(sum.hi);
-      total.add(sum.lo);
-    }
+    LossSum total;
+    for (const LossSum& sum : partial) total.add(sum);
     if (a_.reduction == Reduction::kNone) return 0;
-    if (a_.reduction == Reduction::kSum) return total.value();
-    return divisor == 0 ? kNaN : total.value() / divisor;
+    return divisor == 0 ? kNaN : total.over(divisor);
   }
 
  private:
@@ -685,7 +710,7 @@ class CrossEntropy {
   }
 
   // The losses and gradients of samples [begin, end).
-  void samples(Mode mode, size_t begin, size_t end, double divisor, Sum& sum) const {
+  void samples(Mode mode, size_t begin, size_t end, double divisor, LossSum& sum) const {
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
     std::fill_n(coef, kBlock, 1.0);
@@ -1087,8 +1112,8 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
       if (lift != 1) {
-        row.slots[2].adjust = [=](double* x, size_t, size_t n, size_t rows) {
-          for (size_t i = 0; i < rows * n; ++i) x[i] *= lift;
+        row.slots[2].adjust = [=](double* x, size_t, size_t n, size_t packed) {
+          for (size_t i = 0; i < packed * n; ++i) x[i] *= lift;
         };
       }
     }

@@ -700,6 +700,24 @@ def test_a_z_loss_of_zero_is_none(fused_isa: str, dtype: DType) -> None:
             assert_same_bits(a, b)
 
 
+def test_a_mean_is_found_where_the_sum_overflows(isa: str) -> None:
+    """Beside huge losses tiny ones count nothing, and infinite and NaN ones win."""
+    x = np.array([[1.7e308, 0]] * 5 + [[50.0, 0]])
+    y = np.array([1] * 5 + [0])
+    mean = softlane.cross_entropy(x, y)
+    assert mean == 1.7e308 / 6 * 5
+    loss, grad = softlane.cross_entropy_with_grad(x, y)
+    assert loss == mean
+    assert np.isfinite(grad).all()
+    assert softlane.cross_entropy(x, y, reduction="sum") == inf
+    assert softlane.cross_entropy(x[5:], y[5:]) == np.log1p(np.exp(-50))
+    for bad in (inf, nan):
+        x[0, 0] = bad
+        assert np.isnan(softlane.cross_entropy(x, y))
+    x[0] = [0, -inf]
+    assert softlane.cross_entropy(x, y) == inf
+
+
 # softcap
 
 

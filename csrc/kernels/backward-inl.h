@@ -107,6 +107,9 @@ struct DotSum {
   Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
 };
 
+// Rows up to this length are summed several at a time; more of longer ones would not stay in the L1 cache.
+constexpr size_t kBlockedPair = 512;
+
 // Calls f with the sum that rows of n products take: one of single products has nothing to save.
 template <class V, class F>
 SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
@@ -126,6 +129,7 @@ SOFTLANE_INLINE void AddDot(V a, V b, Sum& sum) {
 template <class V>
 struct Split {
   V hi, lo;
+  Split(V high, V low) : hi(high), lo(low) {}
   explicit Split(Double2<Wide<V>> x) {
     V* tag = nullptr;
     hi = Narrow(x.hi, tag);
@@ -257,7 +261,7 @@ struct SoftmaxGrad {
   using W = Wide<V>;
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
   Split<V> dot;
-  explicit SoftmaxGrad(Double2<W> sum) : dot(sum) {}
+  explicit SoftmaxGrad(Split<V> sum) : dot(sum) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
@@ -273,11 +277,12 @@ struct SoftmaxGrad {
     }
   }
   // Samples in which g - Σ cannot overflow and what is left of Σ is a normal number: 1, others 0.
-  static W Fits(Double2<W> sum, const Scale& scale) {
-    const W size = Abs(sum.hi);
-    const auto ordinary = And(Lt(W::Set(kFloat ? 0x1p-90 : 0x1p-400), size),
-                              Lt(size, W::Set(kFloat ? 0x1p100 : 0x1p500)));
-    return IfThenElseZero(Or(ordinary, Eq(size, W::Set(0))), W::Set(scale.unit ? 1 : 0));
+  template <class S>
+  static S Fits(Double2<S> sum, const Scale& scale) {
+    const S size = Abs(sum.hi);
+    const auto ordinary = And(Lt(S::Set(kFloat ? 0x1p-90 : 0x1p-400), size),
+                              Lt(size, S::Set(kFloat ? 0x1p100 : 0x1p500)));
+    return IfThenElseZero(Or(ordinary, Eq(size, S::Set(0))), S::Set(scale.unit ? 1 : 0));
   }
 };
 
@@ -330,12 +335,12 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
 
 // Whether a Σ that is 0 may have lost products too small for a float; where a g counts, it has to be formed
 // anew.
-template <class V>
-inline bool MayLose(size_t n, Double2<Wide<V>> total) {
+template <class V, class S>
+inline bool MayLose(size_t n, Double2<S> total) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
     return false;
   } else {
-    return n > V::kLanes && AnyTrue(Eq(total.hi, Wide<V>::Set(0)));
+    return n > V::kLanes && AnyTrue(Eq(total.hi, S::Set(0)));
   }
 }
 
@@ -356,7 +361,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
     const auto lost = And(Eq(total.hi, W::Set(0)), Lt(W::Set(0), Widen(largest)));
     fits = IfThenElse(lost, W::Set(0), fits);
   }
-  MapPanel(b, g, y, out, NotZero<V>(fits), SoftmaxGrad<V>(total),
+  MapPanel(b, g, y, out, NotZero<V>(fits), SoftmaxGrad<V>(Split<V>(total)),
            SoftmaxBackwardRow<typename P::T>);
 }
 
@@ -368,22 +373,37 @@ void SoftmaxBackwardCols(const BackwardBatch& b) {
 template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
-  using W = Wide<V>;
   if (AreShort(b.count, b.n, b.chunked, kShortPair)) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
     return;
   }
-  for (size_t row = 0; row < b.count; ++row) {
-    const Double2<F64> dot = WithDotSum<V>(b.n, [&](auto sum) SOFTLANE_LAMBDA {
-      ForPairVectors<T>(b, row, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, sum); });
-      return sum.Total();
-    });
-    const Double2<W> total = {W::Set(FirstLane(dot.hi)), W::Set(FirstLane(dot.lo))};
-    const bool lost = MayLose<V>(b.n, total) && LargestGrad<true, T>(b, row) != 0;
-    if (lost || AnyTrue(Eq(SoftmaxGrad<V>::Fits(total, b.scale), W::Set(0)))) {
-      SoftmaxBackwardRow<T>(b, row);
-    } else {
-      MapPairs<T>(b, row, SoftmaxGrad<V>(total));
+  // Some rows at a time, whose sums are then looked at and split together.
+  using S = RowLanes;
+  const size_t block = b.chunked == nullptr && b.n <= kBlockedPair ? S::kLanes : 1;
+  for (size_t first = 0; first < b.count; first += block) {
+    const size_t rows = Min(block, b.count - first);
+    double hi[S::kLanes] = {}, lo[S::kLanes] = {};
+    for (size_t r = 0; r < rows; ++r) {
+      const Double2<F64> dot = WithDotSum<V>(b.n, [&](auto sum) SOFTLANE_LAMBDA {
+        ForPairVectors<T>(b, first + r, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, sum); });
+        return sum.Total();
+      });
+      hi[r] = FirstLane(dot.hi);
+      lo[r] = FirstLane(dot.lo);
+    }
+    const Double2<S> totals = {S::Load(hi), S::Load(lo)};
+    const auto parts = SplitFor<V>(totals);
+    const PerRow fits(SoftmaxGrad<V>::Fits(totals, b.scale)), high(parts.hi), low(parts.lo);
+    const bool may_lose = MayLose<V>(b.n, totals);
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t row = first + r;
+      const bool lost = may_lose && hi[r] == 0 && LargestGrad<true, T>(b, row) != 0;
+      if (lost || fits[r] == 0) {
+        SoftmaxBackwardRow<T>(b, row);
+      } else {
+        const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
+        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(set(high[r]), set(low[r]))));
+      }
     }
   }
 }

@@ -1042,7 +1042,7 @@ void LogSumExpCols(const Batch& b) {
 // maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
 constexpr size_t kShortRow = 128;
 // The same for pairs of rows, which need less arithmetic, and for those that need exps.
-constexpr size_t kShortPair = 24, kShortLogPair = 64;
+constexpr size_t kShortPair = 12, kShortLogPair = 64;
 
 // Turns the squares that the first kWidth vectors hold side by side, kWidth by kWidth elements, around
 // their diagonals.

@@ -387,11 +387,12 @@ class Runner {
     const auto columns = table_.cross_entropy_cols[type];
     const std::vector<Way> ways = ways_of(rows, columns);
     if (ways.empty()) return;
-    for (int options = 0; options < 8; ++options) {
-      const bool with_grad = options & 1, weighted = options & 2;
+    for (int options = 0; options < 10; ++options) {
+      const bool with_grad = options & 1, weighted = options & 2, shared = options >= 8;
       const double smoothing = options & 4 ? 0.1 : 0;
       const std::string name = std::string("cross_entropy") + (with_grad ? "+grad" : "") +
-                               (weighted ? "+weight" : "") + (smoothing != 0 ? "+smoothing" : "");
+                               (weighted ? "+weight" : "") + (smoothing != 0 ? "+smoothing" : "") +
+                               (shared ? "+probabilities" : "");
       report(name, type, ways, [=](size_t n, Way way) {
         Array x(type, logits(n, type), way == Way::kColumns);
         Array grad(type, x.rows, n, x.columns);
@@ -403,6 +404,12 @@ class Runner {
           coef.push_back(r % 5 == 0 || !weighted ? 1 : 4 * random.uniform());
         }
         for (size_t i = 0; i < n; ++i) weight.push_back(i % 9 == 4 ? 0 : 2 * random.uniform());
+        Rows probabilities(x.rows, std::vector<double>(n));
+        for (std::vector<double>& row : probabilities) {
+          for (double& t : row) t = random.below(4) == 0 ? 0 : random.uniform();
+        }
+        Array shares(type, probabilities, way == Way::kColumns);
+        std::vector<double> sums(x.rows), sums_lo(x.rows);
         std::vector<double> loss(x.rows);
         softlane::LossBatch batch{};
         batch.n = n;
@@ -410,21 +417,34 @@ class Runner {
         batch.scratch = scratch_->bytes;
         batch.x_stride = batch.grad_stride = x.stride();
         batch.weight = weighted ? weight.data() : nullptr;
-        batch.weight_sum = weighted ? 0 : static_cast<double>(n);
-        if (weighted) {
-          for (double w : weight) batch.weight_sum += w;
-        }
+        double weight_sum = weighted ? 0 : static_cast<double>(n);
+        for (double w : weight) weight_sum += weighted ? w : 0;
+        const double zero = 0;
+        batch.weight_sum = &weight_sum;
+        batch.weight_sum_lo = &zero;
         batch.weighs = weighted;
         batch.divisor = weighted ? 37 : 1;
         batch.smoothing = smoothing;
         batch.classes = static_cast<double>(n);
+        if (shared) {
+          batch.smoothing = batch.classes = 1;
+          batch.share_stride = shares.stride();
+        }
         const bool whole = way == Way::kRows || way == Way::kColumns;
         batch.count = whole ? x.rows : 1;
         for (size_t r = 0; r < (whole ? 1 : x.rows); ++r) {
           Chunked chunks;
           chunks.operand(x.at(r, 0), kItemSize[type]);
           chunks.operand(grad.at(r, 0), kItemSize[type]);
-          chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
+          if (shared) {
+            chunks.operand(shares.at(r, 0), kItemSize[type]);
+            batch.shares = shares.at(r, 0);
+            batch.weight_sum = &sums[r];
+            batch.weight_sum_lo = &sums_lo[r];
+            batch.share_facts = {&targets[r], &sums[r], &sums_lo[r]};
+          } else {
+            chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
+          }
           batch.x = x.at(r, 0);
           batch.grad = with_grad ? grad.at(r, 0) : nullptr;
           batch.targets = &targets[r];
@@ -505,6 +525,7 @@ class Runner {
                softlane::WeightedBatch batch{};
                batch.x = x[r].data();
                batch.b = b.data();
+               batch.count = 1;
                batch.n = n;
                batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
                batch.result = &result;
