@@ -43,6 +43,12 @@ LAYOUTS = (  # shape, axis, layout: what is not rows one after another
     ((1000, 1000), -1, "step 2"),
     ((1024, 100), 0, "step 2"),
 )
+OPTIONS = (  # functions, shape, "layout": what calls have beside the logits
+    (("softmax", "log_softmax", "logsumexp"), (65_536, 4), "masked"),
+    (("softmax", "log_softmax", "logsumexp"), (1024, 1000), "masked"),
+    (("cross_entropy", "cross_entropy_with_grad"), (104_857, 10), "soft"),
+    (("cross_entropy", "cross_entropy_with_grad"), (1024, 1000), "soft"),
+)
 # For the figures, in float32: rows of any length in 2²⁰ elements, and arrays of any size in rows of 4096.
 LENGTHS = (3, 4, 8, 10, 16, 17, 32, 64, 100, 256, 1000, 4096, 32_768, 131_072, 1 << 20)
 BY_LENGTH = [((1 << 20) // n, n) for n in LENGTHS]
@@ -53,7 +59,11 @@ QUICK = ((64, 1000), (65_536, 3), (4096, 64))
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid. `layout`: C or F order, or "step 2": every other column of a C array."""
+    """One cell of the grid.
+
+    `layout`: C or F order; "step 2", every other column of a C array; "masked", with a mask that
+    leaves one of five out; "soft", with probabilities for targets.
+    """
 
     function: str
     dtype: str
@@ -119,6 +129,12 @@ class Data:
         return self.rng.integers(0, classes, shape)
 
     @cached_property
+    def mask(self) -> Array:
+        mask = self.rng.random(self.case.shape) < 0.8
+        mask[..., 0] = True
+        return mask
+
+    @cached_property
     def index(self) -> tuple[Array, ...]:
         """Where the targets stand in a two-dimensional x."""
         samples = np.arange(len(self.targets))
@@ -128,14 +144,21 @@ class Data:
     def grad_output(self) -> Array:
         return self._noise(1.0)
 
-    @cached_property
-    def probabilities(self) -> Array:
-        x = self.x.astype(np.float32)
+    def _probabilities(self, x: Array) -> Array:
+        x = x.astype(np.float32)
         p = np.exp(x - x.max(self.case.axis, keepdims=True))
         p /= p.sum(self.case.axis, keepdims=True)
         y = self._noise(0.0)
         y[...] = p
         return y
+
+    @cached_property
+    def probabilities(self) -> Array:
+        return self._probabilities(self.x)
+
+    @cached_property
+    def soft_targets(self) -> Array:
+        return self._probabilities(self._noise(3.0))
 
 
 def cases(quick: bool = False) -> Iterator[Case]:
@@ -147,5 +170,10 @@ def cases(quick: bool = False) -> Iterator[Case]:
             yield from (Case(function, dtype, shape) for shape in (QUICK if quick else ROWS))
         for dtype in DTYPES[:1] if quick else DTYPES[:2]:
             yield from (Case(function, dtype, *where) for where in LAYOUTS[: 1 if quick else None])
+            yield from (
+                Case(function, dtype, shape, -1, layout)
+                for functions, shape, layout in OPTIONS
+                if function in functions
+            )
         if not quick:
             yield from (Case(function, "float32", shape) for shape in [*BY_LENGTH, *BY_SIZE])

@@ -21,23 +21,33 @@ def softlane(case: Case, data: Data) -> Call:
     import softlane
 
     function = getattr(softlane, case.function)
-    out = {"out": np.empty(case.shape, data.x.dtype)} if data.reuse else {}
+    out = {"out": np.empty_like(data.x)} if data.reuse else {}
     if case.function == "softmax_backward":
         return partial(function, data.grad_output, data.probabilities, case.axis, **out)
+    targets = data.soft_targets if case.layout == "soft" else data.targets
     if case.function == "cross_entropy":
-        return partial(function, data.x, data.targets, case.axis)
+        return partial(function, data.x, targets, case.axis)
     if case.function == "cross_entropy_with_grad":
         grad = {"grad_out": out["out"]} if out else {}
-        return partial(function, data.x, data.targets, case.axis, **grad)
+        return partial(function, data.x, targets, case.axis, **grad)
+    where = {"where": data.mask} if case.layout == "masked" else {}
     if case.function == "logsumexp":
-        return partial(function, data.x, case.axis)
-    return partial(function, data.x, case.axis, **out)
+        return partial(function, data.x, case.axis, **where)
+    return partial(function, data.x, case.axis, **where, **out)
+
+
+def masked(case: Case, data: Data) -> Array:
+    """The logits as those need them who know no mask."""
+    return np.where(data.mask, data.x, data.x.dtype.type(-np.inf))
 
 
 def numpy(case: Case, data: Data) -> Call:
-    x, axis, buffer = data.x, case.axis, np.empty(case.shape, data.x.dtype)
+    x, axis, buffer = data.x, case.axis, np.empty_like(data.x)
 
     def exponentials() -> tuple[Array, Array]:
+        nonlocal x
+        if case.layout == "masked":
+            x = masked(case, data)
         top = x.max(axis, keepdims=True)
         np.subtract(x, top, out=buffer)
         np.exp(buffer, out=buffer)
@@ -59,9 +69,15 @@ def numpy(case: Case, data: Data) -> Call:
         return buffer
 
     def cross_entropy() -> Any:
+        if case.layout == "soft":
+            return -np.multiply(log_softmax(), data.soft_targets, out=buffer).sum(axis).mean()
         return (logsumexp() - x[data.index]).mean()
 
     def cross_entropy_with_grad() -> Any:
+        if case.layout == "soft":
+            loss = cross_entropy()
+            np.subtract(softmax(), data.soft_targets, out=buffer)
+            return loss, np.divide(buffer, len(x), out=buffer)
         top, total = exponentials()
         loss = ((np.log(total) + top).squeeze(axis) - x[data.index]).mean()
         np.divide(buffer, total, out=buffer)
@@ -85,7 +101,10 @@ def scipy(case: Case, data: Data) -> Call:
 
     if not hasattr(special, case.function):
         raise UnsupportedError
-    return partial(getattr(special, case.function), data.x, axis=case.axis)
+    function = getattr(special, case.function)
+    if case.layout == "masked":
+        return lambda: function(masked(case, data), axis=case.axis)
+    return partial(function, data.x, axis=case.axis)
 
 
 def tensor(array: Array) -> Any:
@@ -101,6 +120,7 @@ def torch(case: Case, data: Data) -> Call:
     import torch
 
     aten, dim, x = torch.ops.aten, case.axis % len(case.shape), tensor(data.x)
+    # In C order: its gradient of softmax is wrong in another.
     out = {"out": torch.empty(case.shape, dtype=x.dtype)} if data.reuse else {}
     if case.function == "softmax_backward":
         g, y = tensor(data.grad_output), tensor(data.probabilities)
@@ -108,12 +128,15 @@ def torch(case: Case, data: Data) -> Call:
             backward = aten._softmax_backward_data.out
             return partial(backward, g, y, dim, x.dtype, grad_input=out["out"])
         return partial(torch._softmax_backward_data, g, y, dim, x.dtype)
+    if case.layout == "masked":
+        function, outside = getattr(torch, case.function), tensor(~data.mask)
+        return lambda: function(x.masked_fill(outside, -torch.inf), dim)
     if case.function in ("softmax", "log_softmax"):
         return partial(getattr(torch, case.function), x, dim, **out)
     if case.function == "logsumexp":
         return partial(torch.logsumexp, x, dim)
     loss = torch.nn.functional.cross_entropy
-    targets = torch.from_numpy(data.targets)
+    targets = torch.from_numpy(data.soft_targets if case.layout == "soft" else data.targets)
     if case.function == "cross_entropy":
         return partial(loss, x.movedim(dim, 1), targets)
     x.requires_grad_()
@@ -129,7 +152,7 @@ def jax(case: Case, data: Data) -> Call:
     import jax
     from jax import numpy as jnp
 
-    if case.layout != "C":
+    if case.layout in ("F", "step 2"):
         raise UnsupportedError  # its arrays have no strides
     axis = case.axis
     if case.function == "softmax_backward":
@@ -138,11 +161,18 @@ def jax(case: Case, data: Data) -> Call:
         return lambda: backward(*operands).block_until_ready()
     x = jnp.asarray(data.x)
     if "cross" not in case.function:
-        forward = jax.jit(partial(getattr(jax.nn, case.function), axis=axis))
+        function = partial(getattr(jax.nn, case.function), axis=axis)
+        if case.layout == "masked":
+            mask = jnp.asarray(data.mask)
+            hidden = jax.jit(lambda x, mask: function(jnp.where(mask, x, -jnp.inf)))
+            return lambda: hidden(x, mask).block_until_ready()
+        forward = jax.jit(function)
         return lambda: forward(x).block_until_ready()
-    targets = jnp.asarray(data.targets)
+    targets = jnp.asarray(data.soft_targets if case.layout == "soft" else data.targets)
 
     def loss(x: Any, targets: Any) -> Any:
+        if case.layout == "soft":
+            return -(targets * jax.nn.log_softmax(x, axis)).sum(axis).mean()
         picked = jnp.take_along_axis(x, jnp.expand_dims(targets, axis), axis).squeeze(axis)
         return (jax.nn.logsumexp(x, axis) - picked).mean()
 
@@ -167,6 +197,8 @@ def onnxruntime(case: Case, data: Data) -> Call:
 
     if case.function not in _OPERATORS or case.dtype not in _ELEMENT_TYPES:
         raise UnsupportedError
+    if case.layout in ("masked", "soft"):
+        raise UnsupportedError  # of one operator
     if case.function == "cross_entropy" and case.axis == 0:
         raise UnsupportedError  # classes are on axis 1
     options = ort.SessionOptions()
