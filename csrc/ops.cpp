@@ -578,11 +578,13 @@ class CrossEntropy {
     if (plan_.samples == 0) {
       return a_.reduction == Reduction::kMean ? kNaN : 0;
     }
-    const Mode mode = choose_mode(plan_, compute_.direct && direct_weights_,
-                                  shares_   ? 3
-                                  : a_.grad ? 2
-                                            : 1,
-                                  item_size(a_.logits.dtype));
+    const size_t item = item_size(a_.logits.dtype);
+    Mode mode = choose_mode(plan_, compute_.direct && direct_weights_,
+                            shares_   ? 3
+                            : a_.grad ? 2
+                                      : 1,
+                            item);
+    if (mode == Mode::kCols && shares_ && item == 2) mode = Mode::kPacked;  // kernels lack them
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
     constexpr size_t kElements = 32768;  // a kernel's call should have more to do than it costs

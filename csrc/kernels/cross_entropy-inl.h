@@ -769,13 +769,17 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
-               [&](size_t first, auto panel, auto out) {
-                 const Panel<T> shares{static_cast<const T*>(b.shares) + first, b.share_stride,
-                                       panel.columns};
-                 CrossEntropyPanel(b, terms, first, panel, out,
-                                   b.shares == nullptr ? nullptr : &shares);
-               });
+  ForPanels<T>(
+      b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
+      [&](size_t first, auto panel, auto out) {
+        using S = Panel<typename Vec<T>::Scalar>;
+        if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
+          const S shares{static_cast<const T*>(b.shares) + first, b.share_stride, panel.columns};
+          CrossEntropyPanel(b, terms, first, panel, out, b.shares == nullptr ? nullptr : &shares);
+        } else {
+          CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
+        }
+      });
 }
 
 template <class T>

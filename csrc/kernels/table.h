@@ -89,8 +89,8 @@ struct LossBatch {
   // weights of their own, of each.
   const double* weight_sum;
   const double* weight_sum_lo;
-  // Null, or the probabilities that are the weights of each row, laid out as x. The kernel then writes these
-  // three itself: the likeliest class for a target, and what the probabilities add up to.
+  // Null, or the probabilities that are the weights of each row, laid out as x; not for columns of half types. The
+  // kernel then writes these three itself: the likeliest class for a target, and what the probabilities add up to.
   const void* shares;
   ptrdiff_t share_stride;
   struct ShareFacts {

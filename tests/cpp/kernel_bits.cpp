@@ -6,6 +6,7 @@
 //   kernel_bits <isa> --each   one line per length too, to find where two sets part
 // The exit status is 1 if ways of calling that must agree (rows, columns, chunks, one by one) do
 // not.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -393,7 +394,11 @@ class Runner {
       const std::string name = std::string("cross_entropy") + (with_grad ? "+grad" : "") +
                                (weighted ? "+weight" : "") + (smoothing != 0 ? "+smoothing" : "") +
                                (shared ? "+probabilities" : "");
-      report(name, type, ways, [=](size_t n, Way way) {
+      std::vector<Way> these = ways;
+      if (shared && kItemSize[type] == 2) {  // columns of half types are left to packed rows
+        these.erase(std::remove(these.begin(), these.end(), Way::kColumns), these.end());
+      }
+      report(name, type, these, [=](size_t n, Way way) {
         Array x(type, logits(n, type), way == Way::kColumns);
         Array grad(type, x.rows, n, x.columns);
         Random random(1000 + n);

@@ -364,6 +364,8 @@ def backward(draw: Input) -> None:
     call = Call(draw, function, g, y)
     (got,) = call.run(lambda g, y: function(g, y, axis, temperature=t))
     call.into(got, lambda out: function(g, y, axis, temperature=t, out=out))
+    if t < 1e-290:
+        return  # over which products of 1e-600 count, which have no double
     wide = [native(a).astype(oracle.LD) for a in (g, y)]
     value = getattr(reference, name)(*wide, axis, temperature=oracle.LD(t))
     exact = getattr(oracle, name)(native(g), native(y), axis, temperature=t)
