@@ -215,6 +215,7 @@ class PackedRows {
   // How many rows are worked on at a time: what they are packed to should stay in the caches.
   size_t batch() const {
     constexpr size_t kElements = 8192, kRows = 256;
+    static_assert(kElements <= kChunk, "the buffers hold a chunk");
     return std::min(kRows, std::max<size_t>(1, kElements / std::max<size_t>(1, plan->classes)));
   }
   const ChunkIo* chunked() {
@@ -520,7 +521,7 @@ class LossSum {
   }
   double over(double divisor) const {
     const double mean = plain_.value() / divisor;
-    return huge_.hi == 0 ? mean : mean + huge_.value() / divisor / kUnit;
+    return huge_.value() == 0 ? mean : mean + huge_.value() / divisor / kUnit;
   }
 
  private:
@@ -579,6 +580,7 @@ class CrossEntropy {
       return a_.reduction == Reduction::kMean ? kNaN : 0;
     }
     const size_t item = item_size(a_.logits.dtype);
+    // Operand 1 has the strides of the logits where there is no gradient.
     Mode mode = choose_mode(plan_, compute_.direct && direct_weights_,
                             shares_   ? 3
                             : a_.grad ? 2
@@ -678,7 +680,10 @@ class CrossEntropy {
           ++counted;
           if (!weighs) continue;
           const auto c = static_cast<size_t>(targets[i]);
-          divisor_.add(class_weight(c) * sample_weight(offsets, done + i));
+          const double w = class_weight(c), s = sample_weight(offsets, done + i);
+          divisor_.add(w * s);
+          const double rest = std::fma(w, s, -(w * s));
+          if (std::isfinite(rest)) divisor_.lo += rest;
         }
       }
     });
@@ -725,6 +730,9 @@ class CrossEntropy {
     batch.loss = loss;
     // The gradient lacks the factor of the logits, and what it is multiplied by later.
     batch.divisor = divisor == 0 ? kNaN : divisor * (lift_ / compute_.factor);
+    if (a_.reduction == Reduction::kMean && std::isfinite(divisor)) {
+      batch.divisor_lo = ((divisor_.hi - divisor) + divisor_.lo) * (lift_ / compute_.factor);
+    }
     batch.weight = weights_;
     batch.weight_sum = &weight_sum_;
     batch.weight_sum_lo = &kZero;
@@ -787,7 +795,11 @@ class CrossEntropy {
             if (targets[i] == a_.ignore_index) targets[i] = -1;
           }
         }
-        if (mode == Mode::kPacked) {
+        if (classes_ == 0) {  // every sample is ignored, or has no probabilities
+          for (double* values : {loss, logsumexps, log_probs, entropies})
+            std::fill_n(values, n, 0.0);
+          std::fill_n(correct, n, false);
+        } else if (mode == Mode::kPacked) {
           batch.count = n;
           packed(row, options, offsets, done, batch, table.cross_entropy_rows[storage]);
         } else {
@@ -834,6 +846,7 @@ class CrossEntropy {
 
   // The low parts of a packed row's weights, in the half of the kernels' scratch that `cap` leaves.
   double* weight_lo(size_t index) const {
+    static_assert(kChunk * sizeof(double) <= kScratchBytes / 2, "a chunk fits each half");
     return reinterpret_cast<double*>(scratch.kernel() + kScratchBytes / 2) + index * classes_;
   }
 

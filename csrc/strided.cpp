@@ -377,8 +377,11 @@ void fill_outside(const Lattice& where, void* array, DType type, double value) {
     using T = decltype(tag);
     T bits;
     store_double(value, reinterpret_cast<char*>(&bits), type, false);
-    auto* to = static_cast<T*>(array);
-    for_many_elements<1>(where, [=](const char* p, size_t i) { to[i] = *p != 0 ? to[i] : bits; });
+    auto* to = static_cast<char*>(array);
+    for_many_elements<1>(where, [=](const char* p, size_t i) {
+      char* element = to + i * sizeof(T);
+      store(*p != 0 ? load<T>(element, false) : bits, element, false);
+    });
   });
 }
 

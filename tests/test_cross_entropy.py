@@ -688,6 +688,14 @@ def test_no_classes(isa: str) -> None:
     )
     with pytest.raises(IndexError):
         softlane.cross_entropy(np.empty((2, 0)), [0, 0])
+    # Slices keep their strides: columns of nothing.
+    for dtype in FLOATS:
+        x, grad = np.zeros((4, 16), dtype)[:0], np.zeros((4, 16), dtype)[:0]
+        for y in (np.full(16, -100), x):
+            found = softlane.cross_entropy_with_grad(x, y, axis=0, grad_out=grad, reduction="none")
+            assert (found[0] == 0).all() and found[1] is grad
+            loss, stats = softlane.cross_entropy(x, y, 0, reduction="none", return_stats=True)
+            assert (loss == 0).all() and not any(np.any(values) for values in stats)
     loss = softlane.cross_entropy(np.empty((2, 0)), [-100, -100], reduction="none")
     assert (loss == 0).all()
 
@@ -741,6 +749,16 @@ def test_gradients_at_extreme_temperatures(isa: str, temperature: float) -> None
     _, grad = softlane.cross_entropy_with_grad(x, shares, temperature=temperature)
     exact = oracle.cross_entropy(x, shares, temperature=temperature, reduction="mean").grad
     check_ulp(grad, exact)
+
+
+def test_mean_with_weights_keeps_the_digits_of_its_divisor(isa: str) -> None:
+    for seed in range(40):
+        rng = rng_for("divisor", seed)
+        x, w, s = rng.standard_normal((9, 5)), rng.random(5) + 0.1, rng.random(9) + 0.1
+        y = rng.integers(0, 5, 9)
+        _, grad = softlane.cross_entropy_with_grad(x, y, weight=w, sample_weight=s)
+        exact = oracle.cross_entropy(x, y, weight=w, sample_weight=s, reduction="mean").grad
+        check_ulp(grad, exact, 1.6)
 
 
 @every_float

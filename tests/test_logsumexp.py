@@ -284,6 +284,16 @@ def test_b_whose_sum_is_one(isa: str) -> None:
         assert (got, sign) == (0, np.sign(sum(b)))
 
 
+@pytest.mark.parametrize("n", [3, 100, 129, 1000, 30721, 300_000])
+def test_b_of_long_rows_that_are_all_alike(isa: str, n: int) -> None:
+    """Errors that all have one sign do not add up."""
+    for c in (0.4, -0.3, 1.7, 0.1):
+        x, b = np.full(n, c), np.full(n, np.e / n)
+        exact = c + np.log(oracle.LD(np.e / n) * n)
+        got = np.asarray(softlane.logsumexp(x, b=b))
+        check_ulp(got, oracle.Exact(np.asarray(exact), np.asarray(exact)), label=f"{c}")
+
+
 def test_b_that_cancels_leaves_nothing_of_what_underflows(isa: str) -> None:
     """As b·exp(x - max x) is 0 in float64 for the others; nothing is left over from terms that were too small."""
     for x in (

@@ -38,7 +38,7 @@ struct Sample {
 template <class W>
 struct LossTerms {
   Double2<W> inverse_temperature, keep, spread;  // 1/T, 1 - ε, ε/C
-  W divisor;
+  Double2<W> divisor;
   bool smooth;
   W z_loss, offset;
   bool plain;  // none of the options: the loss is (max - x_y) + log Σ
@@ -51,7 +51,7 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
   return {{W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)},
           keep,
           spread,
-          W::Set(b.divisor),
+          {W::Set(b.divisor), W::Set(b.divisor_lo)},
           b.smoothing != 0,
           W::Set(b.z_loss),
           W::Set(b.offset),
@@ -135,7 +135,7 @@ template <class V, class W>
 inline GradTerms<W> PlainSampleGrad(const Sample<V, W>& s, W target_exp,
                                     const LossTerms<W>& terms) {
   const W zero = W::Set(0);
-  const W hit = Mul(Div(Mul(s.weight.hi, s.coef), terms.divisor), terms.inverse_temperature.hi);
+  const W hit = Mul(Div(Mul(s.weight.hi, s.coef), terms.divisor.hi), terms.inverse_temperature.hi);
   const W total = Add(s.stats.others.hi, s.stats.top.hi);
   const W others = IfThenElse(Eq(s.target, s.stats.max), s.stats.others.hi, Sub(total, target_exp));
   return {ToDouble2(hit), ToDouble2(total), ToDouble2(zero),
@@ -150,8 +150,7 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_e
     if (!more) return PlainSampleGrad(s, target_exp.hi, terms);
   }
   const Double2<W> total = s.stats.Sum();
-  const Double2<W> coef =
-      Mul(Div(ToDouble2(s.coef), ToDouble2(terms.divisor)), terms.inverse_temperature);
+  const Double2<W> coef = Mul(Div(ToDouble2(s.coef), terms.divisor), terms.inverse_temperature);
   const Double2<W> hit = Mul(Mul(terms.keep, s.weight), coef);
   const Double2<W> share = Mul(terms.spread, coef);
   Double2<W> prob = terms.smooth ? Add(hit, Mul(share, s.weight_sum)) : hit;

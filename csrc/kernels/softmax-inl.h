@@ -1346,11 +1346,13 @@ SOFTLANE_INLINE void ForWeighted(const WeightedBatch& w, size_t row, F f) {
 }
 
 // Σ b·exp(x) of ordinary rows, whose b are positive (or 0) and not far from 1: no product leaves the range, and
-// nothing cancels.
+// nothing cancels. Beside the errors of ExpSum each product is rounded once: below 1 u of the sum, an error in its
+// logarithm that results (or x) from `least` on do not show.
 struct PlainWeighted {
   using V = F64;
   V top = V::Set(-kInf), least = V::Set(kInf), most = V::Set(0), bad = V::Set(0);
-  V sum = V::Set(0), part = V::Set(0);
+  ExpSum<V> sum;
+  size_t added = 0;
   ExpReference<V> ref;
   SOFTLANE_INLINE void See(V x, V b) {
     top = Max(x, top);
@@ -1364,11 +1366,14 @@ struct PlainWeighted {
     return IfThenElseZero(And(And(finite, near), Eq(bad, V::Set(0))), V::Set(1));
   }
   SOFTLANE_INLINE void Add(V x, V b) {
-    const ExpParts<V> e = Exp(x, ref);
-    const V product = Mul(e.scale, b);
-    const Double2<V> s = TwoSum(sum, product);
-    sum = s.hi;
-    part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, product, part), s.lo);
+    ExpParts<V> e = Exp(x, ref);
+    e.scale = Mul(e.scale, b);
+    sum.Add(e);
+    if (++added % 16 == 0) sum.Flush();
+  }
+  Double2<V> Total() {
+    sum.Flush();
+    return sum.Total();
   }
   // log of a sum in units of 2^-kSpare, beside the reference.
   V LogOf(Double2<V> total) const {
@@ -1470,13 +1475,11 @@ SOFTLANE_CALL void WeightedRow(const WeightedBatch& w, size_t row) {
   LogOfSums(&sum_state, result, 1);
 }
 
-// Rows up to this length are worked on side by side, one a lane.
-constexpr size_t kShortWeighted = kShortRow;
-
+// Rows that are short are worked on side by side, one a lane.
 inline void LogSumExpWeighted(const WeightedBatch& w) {
   using V = F64;
   const ExpFactor<V> k = UnitFactor<V>();
-  if (w.n > kShortWeighted) {
+  if (w.n > kShortRow) {
     for (size_t row = 0; row < w.count; ++row) {
       PlainWeighted plain;
       ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.See(x, b); });
@@ -1487,7 +1490,7 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
       if (FirstLane(plain.IsOrdinary()) != 0) {
         plain.ref = MakeReference(plain.top, k);
         ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.Add(x, b); });
-        const V result = plain.LogOf(SumLanes(TwoSum(plain.sum, plain.part)));
+        const V result = plain.LogOf(SumLanes(plain.Total()));
         if (FirstLane(plain.Holds(result, w.least)) != 0) {
           w.result[row] = FirstLane(result);
           w.sign[row] = 1;
@@ -1498,7 +1501,7 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     }
     return;
   }
-  double x[kShortWeighted * V::kLanes], b[kShortWeighted * V::kLanes];
+  double x[kShortRow * V::kLanes], b[kShortRow * V::kLanes];
   const auto stride = static_cast<ptrdiff_t>(w.n * sizeof(double));
   for (size_t first = 0; first < w.count; first += V::kLanes) {
     const size_t rows = Min(V::kLanes, w.count - first);
@@ -1515,7 +1518,7 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     const V ordinary = plain.IsOrdinary();
     plain.ref = MakeReference(plain.top, k);
     for_vectors([&](V xv, V bv) SOFTLANE_LAMBDA { plain.Add(xv, bv); });
-    const V result = plain.LogOf(TwoSum(plain.sum, plain.part));
+    const V result = plain.LogOf(plain.Total());
     double holds[V::kLanes];
     Store(Mul(ordinary, plain.Holds(result, w.least)), holds);
     StoreN(result, w.result + first, static_cast<int>(rows));

@@ -82,6 +82,7 @@ struct LossBatch {
   const double* coef;       // one a row: its sample weight
   bool weighs;              // not all sample weights are 1
   double divisor;           // of the gradient (the mean's; 1 for a sum)
+  double divisor_lo;        // what it lacks
   const double* weight;     // one a class, or null for 1
   const double* weight_lo;  // what the weights at hand lack, set by fetching these; or null for 0
   size_t weight_stride;     // from row to row, in elements, of both; 0: all rows have the same
