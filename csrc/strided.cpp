@@ -375,8 +375,9 @@ void unpack(const void* from, DType from_type, const Lattice& to, DType type, bo
 void fill_outside(const Lattice& where, void* array, DType type, double value) {
   visit_word(item_size(type), [&](auto tag) {
     using T = decltype(tag);
-    T bits;
-    store_double(value, reinterpret_cast<char*>(&bits), type, false);
+    char bytes[sizeof(double)];
+    store_double(value, bytes, type, false);
+    const T bits = load<T>(bytes, false);
     auto* to = static_cast<char*>(array);
     for_many_elements<1>(where, [=](const char* p, size_t i) {
       char* element = to + i * sizeof(T);
