@@ -381,7 +381,9 @@ void fill_outside(const Lattice& where, void* array, DType type, double value) {
     auto* to = static_cast<char*>(array);
     for_many_elements<1>(where, [=](const char* p, size_t i) {
       char* element = to + i * sizeof(T);
-      store(*p != 0 ? load<T>(element, false) : bits, element, false);
+      const auto kept =
+          static_cast<T>(T{0} - static_cast<T>(*p != 0));  // no branch: masks may be random
+      store(static_cast<T>(bits ^ ((load<T>(element, false) ^ bits) & kept)), element, false);
     });
   });
 }
