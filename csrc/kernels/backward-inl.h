@@ -72,26 +72,6 @@ inline double LargestGrad(const BackwardBatch& b, size_t row) {
   return static_cast<double>(MaxLane(max));
 }
 
-// A running sum of floats, or of products of two, in double, whose own errors are far below theirs.
-template <class W>
-struct WideSum {
-  W sum = W::Set(0);
-  SOFTLANE_INLINE void Add(W x) { sum = softlane::SOFTLANE_ISA::Add(sum, x); }
-  SOFTLANE_INLINE void AddProduct(W a, W b) { sum = MulAdd(a, b, sum); }  // which is exact
-  W Lanes() const { return sum; }
-  Double2<F64> Total() const { return ToDouble2(SumLanes(sum)); }
-};
-template <class V>
-struct GradSumOf {
-  using Type = WideSum<Wide<V>>;
-};
-template <>
-struct GradSumOf<F64> {
-  using Type = ExactSum<F64>;
-};
-template <class V>
-using GradSum = typename GradSumOf<V>::Type;
-
 // A running sum of products; of floats with half of the conversions: a product is rounded to float, and what
 // it lost, 2^-24 of it, is summed in float. That holds while the products are ordinary numbers.
 template <class V>
@@ -107,16 +87,13 @@ struct DotSum {
   Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
 };
 
-// Rows up to this length are summed several at a time; more of longer ones would not stay in the L1 cache.
-constexpr size_t kBlockedPair = 512;
-
 // Calls f with the sum that rows of n products take: one of single products has nothing to save.
 template <class V, class F>
 SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
-    return f(GradSum<V>());
+    return f(WholeSum<V>());
   } else {
-    return n <= V::kLanes ? f(GradSum<V>()) : f(DotSum<V>());
+    return n <= V::kLanes ? f(WholeSum<V>()) : f(DotSum<V>());
   }
 }
 SOFTLANE_INLINE void AddDot(F32 a, F32 b, WideSum<D16>& sum) { sum.AddProduct(Widen(a), Widen(b)); }
@@ -292,7 +269,7 @@ inline Double2<F64> MaskedDot(const BackwardBatch& b, size_t row, double unit) {
   using V = Vec<T>;
   using W = Wide<V>;
   const W zero = W::Set(0);
-  GradSum<V> sum;
+  WholeSum<V> sum;
   ForPairVectors<T>(b, row, 0, [&](V g, V y) {
     const W yv = Widen(y);
     sum.AddProduct(IfThenElse(Eq(yv, zero), zero, Mul(Widen(g), W::Set(unit))), yv);
@@ -370,6 +347,9 @@ void SoftmaxBackwardCols(const BackwardBatch& b) {
   ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
 }
 
+// Rows up to this length are summed several at a time; more of longer ones would not stay in the L1 cache.
+constexpr size_t kBlockedPair = 512;
+
 template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
@@ -401,8 +381,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       if (lost || fits[r] == 0) {
         SoftmaxBackwardRow<T>(b, row);
       } else {
-        const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
-        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(set(high[r]), set(low[r]))));
+        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(high.As<V>(r), low.As<V>(r))));
       }
     }
   }
@@ -414,7 +393,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
 template <class V>
 struct GradTotals {
   V largest = V::Set(0), top = V::Set(static_cast<typename V::Scalar>(-kInf));
-  SOFTLANE_INLINE void Add(V g, V y, GradSum<V>& sum) {
+  SOFTLANE_INLINE void Add(V g, V y, WholeSum<V>& sum) {
     sum.Add(Widen(g));
     top = Max(y, top);
     if constexpr (sizeof(typename V::Scalar) == 4) largest = Max(Abs(g), largest);
@@ -500,9 +479,9 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   const W rest = W::Set(ordinary ? FirstLane(pair.lo) / total * FirstLane(parts.mantissa) : 0);
   // The largest exponents there are: n <= 3700, and 1024 of the sum's.
   const auto power = [](double exponent) {
-    return PowerScale<W>(static_cast<int>(exponent > 2000    ? 2000
-                                          : exponent < -2000 ? -2000
-                                                             : exponent));
+    if (exponent > 2000) exponent = 2000;
+    if (exponent < -2000) exponent = -2000;
+    return PowerScale<W>(static_cast<int>(exponent));
   };
   const double shift = FirstLane(parts.exponent) + n - Format::kSpare;
   const PowerScale<W> rescale = power(shift);  // in units of `unit`: exp(y)·Σ alone may overflow
@@ -544,9 +523,9 @@ inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P&
                                     const Out& out) {
   using V = typename P::V;
   GradTotals<V> totals;
-  const auto sum = PanelFold<GradSum<V>, V::kLanes>(
+  const auto sum = PanelFold<WholeSum<V>, V::kLanes>(
       b.n,
-      [&](size_t i, GradSum<V>& lane) SOFTLANE_LAMBDA { totals.Add(g.Load(i), y.Load(i), lane); });
+      [&](size_t i, WholeSum<V>& lane) SOFTLANE_LAMBDA { totals.Add(g.Load(i), y.Load(i), lane); });
   const auto total = Settled(sum);
   const auto fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
   MapPanel(b, g, y, out, NotZero<V>(fits), LogSoftmaxGrad<V>(total),
@@ -568,7 +547,7 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
   }
   for (size_t row = 0; row < b.count; ++row) {
     GradTotals<V> totals;
-    GradSum<V> sum;
+    WholeSum<V> sum;
     constexpr auto kLeast = static_cast<typename V::Scalar>(-kInf);
     ForPairVectors<T>(b, row, kLeast, [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); });
     totals = {V::Set(MaxLane(totals.largest)), V::Set(MaxLane(totals.top))};

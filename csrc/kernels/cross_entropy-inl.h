@@ -211,6 +211,26 @@ struct ExactSum {
   Double2<W> Lanes() const { return {sum, error}; }
   Double2<F64> Total() const { return Settled(SumLanes(Lanes())); }
 };
+// A running sum of floats, or of products of two, in double, whose own errors are far below theirs.
+template <class W>
+struct WideSum {
+  W sum = W::Set(0);
+  SOFTLANE_INLINE void Add(W x) { sum = softlane::SOFTLANE_ISA::Add(sum, x); }
+  SOFTLANE_INLINE void AddProduct(W a, W b) { sum = MulAdd(a, b, sum); }  // which is exact
+  W Lanes() const { return sum; }
+  Double2<F64> Total() const { return ToDouble2(SumLanes(sum)); }
+};
+// A running sum of V's elements, in double with all the digits that those have.
+template <class V>
+struct WholeSumOf {
+  using Type = WideSum<Wide<V>>;
+};
+template <>
+struct WholeSumOf<F64> {
+  using Type = ExactSum<F64>;
+};
+template <class V>
+using WholeSum = typename WholeSumOf<V>::Type;
 
 // Σ w·(max - x)·kGapScale over lanes, of doubles with its rounding errors. A class of weight 0 has no part,
 // whatever its logit.
@@ -341,27 +361,12 @@ SOFTLANE_CALL Double2<W> PanelGap(const P& panel, size_t n, const PanelWeights<S
   });
 }
 
-// Σ of a row's probabilities.
-template <class V>
-struct ShareSum {
-  Wide<V> sum = Wide<V>::Set(0);
-  void Add(V x) { sum = softlane::SOFTLANE_ISA::Add(sum, Widen(x)); }
-  Wide<V> Lanes() const { return sum; }
-  Double2<F64> Total() const { return ToDouble2(SumLanes(sum)); }
-};
-template <>
-struct ShareSum<F64> {
-  ExactSum<F64> sum;
-  void Add(F64 x) { sum.Add(x); }
-  Double2<F64> Lanes() const { return sum.Lanes(); }
-  Double2<F64> Total() const { return sum.Total(); }
-};
 // Writes the facts of the rows' probabilities.
 template <class T>
 SOFTLANE_CALL void MakeShareFacts(const LossBatch& b) {
   using V = Vec<T>;
   for (size_t r = 0; r < b.count; ++r) {
-    ShareSum<V> sum;
+    WholeSum<V> sum;
     size_t best = 0;
     auto most = static_cast<typename V::Scalar>(-kInf);
     ForChunks(Step<const T>(b.shares, r, b.share_stride), b.n, b.chunked, 2,
@@ -370,7 +375,7 @@ SOFTLANE_CALL void MakeShareFacts(const LossBatch& b) {
                 for (size_t i = 0; i < count; i += V::kLanes) {
                   const int here = static_cast<int>(Min(V::kLanes, count - i));
                   const V v = V::LoadN(x + i, here, 0);
-                  sum.Add(v);
+                  sum.Add(Widen(v));
                   const V nothing = V::Set(static_cast<typename V::Scalar>(-kInf));
                   top = Max(IfThenElse(V::FirstN(here), v, nothing), top);
                 }
@@ -379,9 +384,9 @@ SOFTLANE_CALL void MakeShareFacts(const LossBatch& b) {
                 best = start + FindFirst(x, count, most);
               });
     const Double2<F64> total = sum.Total();
-    b.share_facts.targets[r] = static_cast<int64_t>(best);
-    b.share_facts.weight_sum[r] = FirstLane(total.hi);
-    b.share_facts.weight_sum_lo[r] = FirstLane(total.lo);
+    b.row_facts.targets[r] = static_cast<int64_t>(best);
+    b.row_facts.weight_sum[r] = FirstLane(total.hi);
+    b.row_facts.weight_sum_lo[r] = FirstLane(total.lo);
   }
 }
 // The same for the columns of a panel.
@@ -389,8 +394,8 @@ template <class S>
 SOFTLANE_CALL void MakePanelShareFacts(const LossBatch& b, size_t first, const S& shares) {
   using V = typename S::V;
   using W = Wide<V>;
-  const auto sum = PanelFold<ShareSum<V>, V::kLanes>(
-      b.n, [&](size_t i, ShareSum<V>& lane) { lane.Add(shares.Load(i)); });
+  const auto sum = PanelFold<WholeSum<V>, V::kLanes>(
+      b.n, [&](size_t i, WholeSum<V>& lane) { lane.Add(Widen(shares.Load(i))); });
   V most = V::Set(static_cast<typename V::Scalar>(-kInf));
   W best = W::Set(0);
   for (size_t i = 0; i < b.n; ++i) {
@@ -402,10 +407,10 @@ SOFTLANE_CALL void MakePanelShareFacts(const LossBatch& b, size_t first, const S
   double at[W::kLanes];
   Store(best, at);
   for (int c = 0; c < shares.columns; ++c) {
-    b.share_facts.targets[first + static_cast<size_t>(c)] = static_cast<int64_t>(at[c]);
+    b.row_facts.targets[first + static_cast<size_t>(c)] = static_cast<int64_t>(at[c]);
   }
-  StoreN(total.hi, b.share_facts.weight_sum + first, shares.columns);
-  StoreN(total.lo, b.share_facts.weight_sum_lo + first, shares.columns);
+  StoreN(total.hi, b.row_facts.weight_sum + first, shares.columns);
+  StoreN(total.lo, b.row_facts.weight_sum_lo + first, shares.columns);
 }
 
 template <class T>
@@ -768,17 +773,19 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  ForPanels<T>(
-      b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
-      [&](size_t first, auto panel, auto out) {
-        using S = Panel<typename Vec<T>::Scalar>;
-        if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
-          const S shares{static_cast<const T*>(b.shares) + first, b.share_stride, panel.columns};
-          CrossEntropyPanel(b, terms, first, panel, out, b.shares == nullptr ? nullptr : &shares);
-        } else {
-          CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
-        }
-      });
+  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
+               [&](size_t first, auto panel, auto out) {
+                 using S = Panel<typename Vec<T>::Scalar>;
+                 if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
+                   if (b.shares != nullptr) {
+                     const S shares{static_cast<const T*>(b.shares) + first, b.share_stride,
+                                    panel.columns};
+                     CrossEntropyPanel(b, terms, first, panel, out, &shares);
+                     return;
+                   }
+                 }
+                 CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
+               });
 }
 
 template <class T>

@@ -654,6 +654,11 @@ struct PerRow {
   double value[RowLanes::kLanes];
   explicit PerRow(RowLanes x) { Store(x, value); }
   double operator[](size_t r) const { return value[r]; }
+  // Row r's number in every lane.
+  template <class V>
+  V As(size_t r) const {
+    return V::Set(static_cast<typename V::Scalar>(value[r]));
+  }
 };
 
 // The factors of the rows of a block.
@@ -668,8 +673,7 @@ class RowFactors {
         small_(parts.small) {}
   Factor<V> operator[](size_t r) const {
     using W = Wide<V>;
-    const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
-    return {{W::Set(coef_hi_[r]), W::Set(coef_lo_[r])}, set(hi_[r]), set(lo_[r]), set(small_[r])};
+    return {{coef_hi_.As<W>(r), coef_lo_.As<W>(r)}, hi_.As<V>(r), lo_.As<V>(r), small_.As<V>(r)};
   }
 
  private:
@@ -746,7 +750,7 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
                     static_cast<int>(Min(kLanes, count - c))};
   };
   const auto result = [=](size_t c) {
-    return OutPanel<T>{static_cast<T*>(out) + c, out_stride,
+    return OutPanel<T>{out == nullptr ? nullptr : static_cast<T*>(out) + c, out_stride,
                        static_cast<int>(Min(kLanes, count - c))};
   };
   if (n > kCopiedColumn || out == nullptr) {
@@ -1230,10 +1234,9 @@ void LogSoftmaxRows(const Batch& b) {
     const auto stats = rows.Statistics();
     const auto log_sum = SplitFor<V>(stats.LogSum());
     const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
-    const auto set = [](double x) { return V::Set(static_cast<typename V::Scalar>(x)); };
     for (size_t r = 0; r < rows.rows; ++r) {
       T* out = Step<T>(b.out, first + r, b.out_stride);
-      const LogMap<V> map = MakeLogMap<V>(set(max[r]), set(hi[r]), set(lo[r]), b.scale);
+      const LogMap<V> map = MakeLogMap<V>(max.As<V>(r), hi.As<V>(r), lo.As<V>(r), b.scale);
       if (b.scale.unit) {
         MapChunks(rows.x[r], out, b.n, b.chunked, 1, [=](V v) { return map.Unit(v); });
       } else {
@@ -1351,8 +1354,6 @@ SOFTLANE_INLINE void ForWeighted(const WeightedBatch& w, size_t row, F f) {
 struct PlainWeighted {
   using V = F64;
   V top = V::Set(-kInf), least = V::Set(kInf), most = V::Set(0), bad = V::Set(0);
-  ExpSum<V> sum;
-  size_t added = 0;
   ExpReference<V> ref;
   SOFTLANE_INLINE void See(V x, V b) {
     top = Max(x, top);
@@ -1365,16 +1366,27 @@ struct PlainWeighted {
     const auto near = And(Lt(V::Set(0x1p-400), least), Lt(most, V::Set(0x1p400)));
     return IfThenElseZero(And(And(finite, near), Eq(bad, V::Set(0))), V::Set(1));
   }
-  SOFTLANE_INLINE void Add(V x, V b) {
-    ExpParts<V> e = Exp(x, ref);
-    e.scale = Mul(e.scale, b);
-    sum.Add(e);
-    if (++added % 16 == 0) sum.Flush();
+  // Brings the facts of a row's lanes together.
+  void Join() {
+    top = V::Set(MaxLane(top));
+    most = V::Set(MaxLane(most));
+    least = V::Set(MinLane(least));
+    bad = V::Set(MaxLane(bad));
   }
-  Double2<V> Total() {
-    sum.Flush();
-    return sum.Total();
-  }
+  struct Sum {
+    ExpSum<V> sum;
+    size_t added = 0;
+    SOFTLANE_INLINE void Add(V x, V b, const ExpReference<V>& ref) {
+      ExpParts<V> e = Exp(x, ref);
+      e.scale = Mul(e.scale, b);
+      sum.Add(e);
+      if (++added % (kBlock / V::kLanes) == 0) sum.Flush();
+    }
+    Double2<V> Lanes() {
+      sum.Flush();
+      return sum.Total();
+    }
+  };
   // log of a sum in units of 2^-kSpare, beside the reference.
   V LogOf(Double2<V> total) const {
     using Format = ExpFormat<double>;
@@ -1475,22 +1487,20 @@ SOFTLANE_CALL void WeightedRow(const WeightedBatch& w, size_t row) {
   LogOfSums(&sum_state, result, 1);
 }
 
-// Rows that are short are worked on side by side, one a lane.
 inline void LogSumExpWeighted(const WeightedBatch& w) {
   using V = F64;
+  using Sum = PlainWeighted::Sum;
   const ExpFactor<V> k = UnitFactor<V>();
-  if (w.n > kShortRow) {
+  if (!AreShort(w.count, w.n, w.chunked)) {
     for (size_t row = 0; row < w.count; ++row) {
       PlainWeighted plain;
       ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.See(x, b); });
-      plain.top = V::Set(MaxLane(plain.top));
-      plain.most = V::Set(MaxLane(plain.most));
-      plain.least = V::Set(MinLane(plain.least));
-      plain.bad = V::Set(MaxLane(plain.bad));
+      plain.Join();
       if (FirstLane(plain.IsOrdinary()) != 0) {
         plain.ref = MakeReference(plain.top, k);
-        ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.Add(x, b); });
-        const V result = plain.LogOf(SumLanes(plain.Total()));
+        Sum sum;
+        ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { sum.Add(x, b, plain.ref); });
+        const V result = plain.LogOf(SumLanes(sum.Lanes()));
         if (FirstLane(plain.Holds(result, w.least)) != 0) {
           w.result[row] = FirstLane(result);
           w.sign[row] = 1;
@@ -1507,18 +1517,19 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     const size_t rows = Min(V::kLanes, w.count - first);
     LoadTile<double>(w.x, stride, first, rows, w.n, x);
     LoadTile<double>(w.b, stride, first, rows, w.n, b);
-    const auto for_vectors = [&](auto f) SOFTLANE_LAMBDA {
-      for (size_t i = 0; i < w.n; ++i) {
-        const V bv = V::Load(b + i * V::kLanes);
-        f(IfThenElse(Eq(bv, V::Set(0)), V::Set(-kInf), V::Load(x + i * V::kLanes)), bv);
-      }
+    const auto weight = [&](size_t i) SOFTLANE_LAMBDA { return V::Load(b + i * V::kLanes); };
+    const auto logit = [&](size_t i) SOFTLANE_LAMBDA {
+      const V v = V::Load(x + i * V::kLanes);
+      return IfThenElse(Eq(weight(i), V::Set(0)), V::Set(-kInf), v);
     };
     PlainWeighted plain;
-    for_vectors([&](V xv, V bv) SOFTLANE_LAMBDA { plain.See(xv, bv); });
+    for (size_t i = 0; i < w.n; ++i) plain.See(logit(i), weight(i));
     const V ordinary = plain.IsOrdinary();
     plain.ref = MakeReference(plain.top, k);
-    for_vectors([&](V xv, V bv) SOFTLANE_LAMBDA { plain.Add(xv, bv); });
-    const V result = plain.LogOf(plain.Total());
+    const V result =
+        plain.LogOf(PanelFold<Sum, V::kLanes>(w.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA {
+          lane.Add(logit(i), weight(i), plain.ref);
+        }));
     double holds[V::kLanes];
     Store(Mul(ordinary, plain.Holds(result, w.least)), holds);
     StoreN(result, w.result + first, static_cast<int>(rows));

@@ -76,8 +76,8 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  const ChunkIo*
-      chunked;  // operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row
+  // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
+  const ChunkIo* chunked;
   const int64_t* targets;   // one a row; < 0 or >= n: the row is ignored
   const double* coef;       // one a row: its sample weight
   bool weighs;              // not all sample weights are 1
@@ -90,14 +90,15 @@ struct LossBatch {
   // weights of their own, of each.
   const double* weight_sum;
   const double* weight_sum_lo;
-  // Null, or the probabilities that are the weights of each row, laid out as x; not for columns of half types. The
-  // kernel then writes these three itself: the likeliest class for a target, and what the probabilities add up to.
+  // Null, or the probabilities that are the weights of each row, laid out as x; not for columns of half types.
   const void* shares;
   ptrdiff_t share_stride;
-  struct ShareFacts {
+  // The arrays above where each row has its own: from `shares` the kernel fills them itself, with the likeliest
+  // class for a target and what the probabilities add up to.
+  struct RowFacts {
     int64_t* targets;
     double *weight_sum, *weight_sum_lo;
-  } share_facts;
+  } row_facts;
   double smoothing;        // ε
   double classes;          // C in ε/C
   double z_loss;           // λ of λ·logsumexp²

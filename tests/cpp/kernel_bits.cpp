@@ -446,7 +446,7 @@ class Runner {
             batch.shares = shares.at(r, 0);
             batch.weight_sum = &sums[r];
             batch.weight_sum_lo = &sums_lo[r];
-            batch.share_facts = {&targets[r], &sums[r], &sums_lo[r]};
+            batch.row_facts = {&targets[r], &sums[r], &sums_lo[r]};
           } else {
             chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
           }
@@ -513,34 +513,39 @@ class Runner {
 
   void weighted() {
     if (table_.logsumexp_weighted == nullptr) return;
-    report("logsumexp_weighted", softlane::kF64, {Way::kRows, Way::kChunks},
+    report("logsumexp_weighted", softlane::kF64, {Way::kRows, Way::kOneByOne, Way::kChunks},
            [=](size_t n, Way way) {
-             Rows x = logits(n, softlane::kF64);
-             Random random(3000 + n);
-             std::vector<double> results;
-             for (size_t r = 0; r < x.size(); ++r) {
-               std::vector<double> b(n);
-               for (double& w : b)
-                 w = random.below(6) == 0 ? 0 : random.noise() + (r % 2 == 0 ? 2 : 0);
-               if (r == 0) b.assign(n, 0);
+             std::vector<double> x, b;
+             size_t rows = 0;
+             for (const auto& row : logits(n, softlane::kF64)) {
+               Random random(3000 + n + rows);
+               for (double logit : row) {
+                 const double weight = random.below(6) == 0 ? 0 : random.noise();
+                 // Rows of nothing, of both signs, and of weights that are positive.
+                 b.push_back(rows == 0 ? 0 : rows % 2 == 0 ? weight : std::fabs(weight));
+                 x.push_back(logit);
+               }
+               ++rows;
+             }
+             std::vector<double> results(rows), signs(rows);
+             const size_t step = way == Way::kRows ? rows : 1;
+             for (size_t r = 0; r < rows; r += step) {
                Chunked chunks;
-               chunks.operand(reinterpret_cast<unsigned char*>(x[r].data()), sizeof(double));
-               chunks.operand(reinterpret_cast<unsigned char*>(b.data()), sizeof(double));
-               double result = 0, sign = 0;
+               chunks.operand(reinterpret_cast<unsigned char*>(x.data() + r * n), sizeof(double));
+               chunks.operand(reinterpret_cast<unsigned char*>(b.data() + r * n), sizeof(double));
                softlane::WeightedBatch batch{};
-               batch.x = x[r].data();
-               batch.b = b.data();
-               batch.count = 1;
+               batch.x = x.data() + r * n;
+               batch.b = b.data() + r * n;
+               batch.count = step;
                batch.n = n;
                batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
-               batch.result = &result;
-               batch.sign = &sign;
+               batch.result = results.data() + r;
+               batch.sign = signs.data() + r;
                table_.logsumexp_weighted(batch);
-               results.push_back(result);
-               results.push_back(sign);
              }
              Fnv1a hash;
              hash.add_doubles(results);
+             hash.add_doubles(signs);
              return hash.value();
            });
   }
