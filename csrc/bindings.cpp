@@ -311,6 +311,9 @@ auto compute(size_t elements, F f) {
   return f();
 }
 
+constexpr int kPlainLayout =
+    py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
 // The arrays that most calls are made with: ndarrays of a plain floating dtype, C-contiguous, with an int
 // for the axis. Everything else gives no value, and is for the general path.
 struct Plain {
@@ -321,8 +324,7 @@ struct Plain {
   static std::optional<Plain> of(PyObject* object, PyObject* axis) {
     const auto array = Array::of(object);
     if (!array || !is_floating(array->dtype) || array->swapped || !PyLong_CheckExact(axis) ||
-        !array->has(py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
-                    py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+        !array->has(kPlainLayout)) {
       return std::nullopt;
     }
     int overflow = 0;
@@ -351,10 +353,8 @@ py::object plain_output(const Plain& x, PyObject* out) {
     return py::reinterpret_steal<py::object>(array);
   }
   const auto to = Array::of(out);
-  constexpr int kFlags = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ |
-                         py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-                         py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  if (!to || !to->has(kFlags) || to->dtype != x.array.dtype || to->swapped ||
+  constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  if (!to || !to->has(kPlainLayout | kWriteable) || to->dtype != x.array.dtype || to->swapped ||
       to->proxy->nd != proxy->nd ||
       !std::equal(proxy->dimensions, proxy->dimensions + proxy->nd, to->proxy->dimensions)) {
     return {};

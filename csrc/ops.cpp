@@ -73,6 +73,10 @@ double gradient_lift(double temperature) {
   return temperature < 0x1p-900 ? 0x1p120 : temperature > 0x1p900 ? 0x1p-120 : 1;
 }
 
+void multiply(double* x, size_t n, double factor) {
+  for (size_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
 struct Compute {
   DType type;  // of the packed rows, and of the kernel
   Scale scale;
@@ -185,7 +189,6 @@ class PackedRows {
       where_row =
           where->data + offsets[where_operand] + position * run_stride(*plan, where_operand);
     }
-    if (slots[0].factor > 1) find_center(slots[0]);
   }
   // The largest element that counts, if it is large. Softmax and losses depend on differences alone.
   void find_center(Slot& slot) const {
@@ -233,6 +236,7 @@ class PackedRows {
            F kernel) {
     if (!whole()) {
       seek(offsets, first);
+      center();
       kernel();
       return;
     }
@@ -245,28 +249,20 @@ class PackedRows {
 
   static void* fetch(void* context, int operand, size_t start, size_t count) {
     PackedRows& self = *static_cast<PackedRows*>(context);
-    Slot& slot = self.slots[operand];
-    const size_t item = item_size(slot.type);
-    for_steps(*self.plan, slot.operand, slot.row, start, count,
-              [&](char* from, ptrdiff_t step, size_t at, size_t n) {
-                pack({from, 0, step, 1, n}, slot.view->dtype, slot.view->swapped,
-                     slot.buffer + at * item, slot.type, slot.factor, slot.center);
-              });
-    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count, 1);
-    self.fill_masked(slot, start, count);
-    return slot.buffer;
+    self.pack_rows(self.slots[operand], start, count, 1);
+    return self.slots[operand].buffer;
   }
   static void put(void* context, int operand, size_t start, size_t count) {
-    PackedRows& self = *static_cast<PackedRows*>(context);
-    const Slot& slot = self.slots[operand];
-    const size_t item = item_size(slot.type);
-    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count, 1);
-    self.fill_masked(slot, start, count);
-    for_steps(*self.plan, slot.operand, slot.row, start, count,
-              [&](char* to, ptrdiff_t step, size_t at, size_t n) {
-                unpack(slot.buffer + at * item, slot.type, {to, 0, step, 1, n}, slot.view->dtype,
-                       slot.view->swapped);
-              });
+    const PackedRows& self = *static_cast<PackedRows*>(context);
+    self.unpack_rows(self.slots[operand], start, count, 1);
+  }
+  // Calls f(lattice, position) for the stretches of classes [start, start + count) with a constant step, of an
+  // operand's rows from `row` on.
+  template <class F>
+  void for_lattices(size_t operand, char* row, size_t start, size_t count, size_t rows, F f) const {
+    for_steps(*plan, operand, row, start, count, [&](char* p, ptrdiff_t step, size_t at, size_t n) {
+      f(Lattice{p, run_stride(*plan, operand), step, rows, n}, at);
+    });
   }
   // How many classes of the row at hand `where` leaves out.
   size_t count_masked() const {
@@ -281,51 +277,52 @@ class PackedRows {
   }
 
  private:
-  void fill_masked(const Slot& slot, size_t start, size_t count) const {
+  // The largest element that counts of the first operand's row, where it is to be subtracted.
+  void center() {
+    if (slots[0].factor > 1) find_center(slots[0]);
+  }
+  // The buffers as the caller sees them: adjusted, and with `masked` outside `where`.
+  void adjust(const Slot& slot, size_t start, size_t count, size_t rows) const {
+    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.buffer), start, count, rows);
     if (where == nullptr) return;
     const size_t item = item_size(slot.type);
-    for_steps(*plan, where_operand, where_row, start, count,
-              [&](char* mask, ptrdiff_t step, size_t at, size_t n) {
-                fill_outside({mask, 0, step, 1, n}, slot.buffer + at * item, slot.type,
-                             slot.masked);
-              });
+    for_lattices(where_operand, where_row, start, count, rows, [&](const Lattice& mask, size_t at) {
+      fill_outside(mask, slot.buffer + at * item, slot.type, slot.masked);
+    });
   }
-  // Whether rows differ in nothing but their place, and are packed all at once.
-  bool alike(const Slot& slot) const { return plan->axis.size() == 1 && slot.factor <= 1; }
-  void adjust_rows(const Slot& slot, size_t rows) const {
-    if (slot.adjust) slot.adjust(reinterpret_cast<double*>(slot.base), 0, plan->classes, rows);
-    if (where == nullptr) return;
-    fill_outside(lattice(where_row, where_operand, rows), slot.base, slot.type, slot.masked);
+  // Several rows at once only if their axis is one stretch, and whole.
+  void pack_rows(const Slot& slot, size_t start, size_t count, size_t rows) const {
+    const size_t item = item_size(slot.type);
+    for_lattices(slot.operand, slot.row, start, count, rows, [&](const Lattice& from, size_t at) {
+      pack(from, slot.view->dtype, slot.view->swapped, slot.buffer + at * item, slot.type,
+           slot.factor, slot.center);
+    });
+    adjust(slot, start, count, rows);
   }
-  Lattice lattice(char* row, size_t operand, size_t rows) const {
-    return {row, run_stride(*plan, operand), plan->axis[0].stride[operand], rows, plan->classes};
+  void unpack_rows(const Slot& slot, size_t start, size_t count, size_t rows) const {
+    const size_t item = item_size(slot.type);
+    adjust(slot, start, count, rows);
+    for_lattices(slot.operand, slot.row, start, count, rows, [&](const Lattice& to, size_t at) {
+      unpack(slot.buffer + at * item, slot.type, to, slot.view->dtype, slot.view->swapped);
+    });
+  }
+  // How many rows can be packed at once: those without a centre of their own.
+  size_t together(const Slot& slot, size_t rows) const {
+    return plan->axis.size() == 1 && slot.factor <= 1 ? rows : 1;
   }
   void load(const Offsets& offsets, size_t first, size_t rows, int operand) {
-    const Slot& slot = slots[operand];
-    if (alike(slot)) {
-      seek(offsets, first);
-      pack(lattice(slot.row, slot.operand, rows), slot.view->dtype, slot.view->swapped, slot.base,
-           slot.type, slot.factor);
-      adjust_rows(slot, rows);
-      return;
-    }
-    for (size_t r = 0; r < rows; ++r) {
+    const size_t step = together(slots[operand], rows);
+    for (size_t r = 0; r < rows; r += step) {
       seek(offsets, first + r, r);
-      fetch(this, operand, 0, plan->classes);
+      if (operand == 0) center();
+      pack_rows(slots[operand], 0, plan->classes, step);
     }
   }
   void save(const Offsets& offsets, size_t first, size_t rows, int operand) {
-    const Slot& slot = slots[operand];
-    if (alike(slot)) {
-      seek(offsets, first);
-      adjust_rows(slot, rows);
-      unpack(slot.base, slot.type, lattice(slot.row, slot.operand, rows), slot.view->dtype,
-             slot.view->swapped);
-      return;
-    }
-    for (size_t r = 0; r < rows; ++r) {
+    const size_t step = together(slots[operand], rows);
+    for (size_t r = 0; r < rows; r += step) {
       seek(offsets, first + r, r);
-      put(this, operand, 0, plan->classes);
+      unpack_rows(slots[operand], 0, plan->classes, step);
     }
   }
 };
@@ -581,11 +578,8 @@ class CrossEntropy {
     }
     const size_t item = item_size(a_.logits.dtype);
     // Operand 1 has the strides of the logits where there is no gradient.
-    Mode mode = choose_mode(plan_, compute_.direct && direct_weights_,
-                            shares_   ? 3
-                            : a_.grad ? 2
-                                      : 1,
-                            item);
+    const size_t operands = shares_ ? 3 : a_.grad != nullptr ? 2 : 1;
+    Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, operands, item);
     if (mode == Mode::kCols && shares_ && item == 2) mode = Mode::kPacked;  // kernels lack them
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
@@ -740,12 +734,13 @@ class CrossEntropy {
     batch.classes = static_cast<double>(classes_);
     batch.z_loss = a_.z_loss;
     double sums[kBlock], sums_lo[kBlock];
-    if (shares_) {
-      batch.smoothing = batch.classes = 1;  // the loss is what smoothing alone would make of them
+    if (shares_ || own_weights_) {
       batch.weight_sum = sums;
       batch.weight_sum_lo = sums_lo;
-      batch.share_facts = {targets, sums, sums_lo};
+      batch.row_facts = {targets, sums, sums_lo};
     }
+    // The loss of probabilities is what smoothing alone would make of them.
+    if (given_) batch.smoothing = batch.classes = 1;
     double logsumexps[kBlock], log_probs[kBlock], entropies[kBlock];
     bool correct[kBlock];
     const LossStats stats{logsumexps, log_probs, entropies, correct};
@@ -764,7 +759,7 @@ class CrossEntropy {
         if (a_.softcap != 0 || lift_ != 1) {
           row.slots[1].adjust = [&](double* grad, size_t start, size_t n, size_t rows) {
             if (a_.softcap != 0) uncap(row, grad, start, n, rows);
-            for (size_t c = 0; lift_ != 1 && c < rows * n; ++c) grad[c] *= lift_;
+            if (lift_ != 1) multiply(grad, rows * n, lift_);
           };
         }
       }
@@ -779,6 +774,8 @@ class CrossEntropy {
         row.slots[2].adjust = [&](double* t, size_t start, size_t count, size_t) {
           if (options.blends) blend(options, t, start, count);
         };
+        options.blend.keep = 1 - a_.label_smoothing;
+        options.blend.keep_lo = (1 - options.blend.keep) - a_.label_smoothing;
       }
       if (a_.softcap != 0) cap(row, options);
     }
@@ -875,14 +872,10 @@ class CrossEntropy {
   void uncap(const PackedRows& row, double* grad, size_t start, size_t count, size_t rows) const {
     const Slot& logits = row.slots[0];
     auto* raw = reinterpret_cast<double*>(scratch.kernel());
-    for (size_t r = 0; r < rows; ++r) {
-      char* from = logits.row + static_cast<ptrdiff_t>(r) * run_stride(plan_, logits.operand);
-      for_steps(plan_, logits.operand, from, start, count,
-                [&](char* p, ptrdiff_t step, size_t at, size_t n) {
-                  pack({p, 0, step, 1, n}, a_.logits.dtype, a_.logits.swapped, raw + r * count + at,
-                       DType::kFloat64);
-                });
-    }
+    row.for_lattices(logits.operand, logits.row, start, count, rows,
+                     [&](const Lattice& from, size_t at) {
+                       pack(from, a_.logits.dtype, a_.logits.swapped, raw + at, DType::kFloat64);
+                     });
     active_table().softcap_backward(raw, grad, rows * count, a_.softcap);
   }
 
@@ -895,10 +888,11 @@ class CrossEntropy {
       f(start, static_cast<const double*>(PackedRows::fetch(&row, 2, start, count)), count);
     }
   }
-  // The first class of the largest probability.
-  int64_t likeliest(PackedRows& row) const {
+  // The first class of the largest probability, whose element of the gradient is taken the most care of.
+  int64_t likeliest(PackedRows& row, RowOptions& options) const {
     double most = -kInf;
     size_t best = 0;
+    options.blends = false;
     row.slots[2].masked = -kInf;
     for_weights(row, [&](size_t start, const double* t, size_t count) {
       const size_t at = active_table().first_max(t, count);
@@ -907,6 +901,7 @@ class CrossEntropy {
       best = start + at;
     });
     row.slots[2].masked = 0;
+    options.blends = true;
     return static_cast<int64_t>(best);
   }
   // What the row's weights add up to.
@@ -932,8 +927,8 @@ class CrossEntropy {
               LossBatch batch, void (*kernel)(const LossBatch&)) const {
     row.seek(offsets, i);
     Slot& logits = row.slots[0];
+    if (compute_.factor > 1) row.find_center(logits);
     if (a_.softcap != 0 && compute_.factor > 1) {
-      row.find_center(logits);
       options.center = logits.center;
       active_table().softcap(&options.center, 1, a_.softcap);
       logits.center = 0;
@@ -947,38 +942,26 @@ class CrossEntropy {
       batch.shares = scratch.pack(1);
       batch.share_stride = row.stride(2);
     }
-    int64_t targets[kBlock];  // whose elements of the gradient are taken the most care of
-    double sums[kBlock], sums_lo[kBlock];
     for (size_t r = 0; own_weights_ && r < batch.count; ++r) {
       row.seek(offsets, i + r, r);
+      const double classes = static_cast<double>(classes_ - row.count_masked());
       if (given_) {
-        options.blends = false;
-        targets[r] = likeliest(row);
-        options.blends = true;
+        batch.row_facts.targets[r] = likeliest(row, options);
         options.index = r;
         Blend& blend = options.blend;
-        blend.keep = 1 - a_.label_smoothing;
-        blend.keep_lo = (1 - blend.keep) - a_.label_smoothing;
-        const double classes =
-            static_cast<double>(std::max<size_t>(1, classes_ - row.count_masked()));
-        blend.spread = a_.label_smoothing / classes;
-        blend.spread_lo = std::fma(-blend.spread, classes, a_.label_smoothing) / classes;
+        const double some = std::max(1.0, classes);
+        blend.spread = a_.label_smoothing / some;
+        blend.spread_lo = std::fma(-blend.spread, some, a_.label_smoothing) / some;
       } else {
-        batch.classes = static_cast<double>(classes_ - row.count_masked());
+        batch.classes = classes;
       }
       const Sum sum = sum_weights(row, given_ ? weight_lo(r) : nullptr);
-      sums[r] = sum.hi;
-      sums_lo[r] = sum.lo;
+      batch.row_facts.weight_sum[r] = sum.hi;
+      batch.row_facts.weight_sum_lo[r] = sum.lo;
     }
     if (own_weights_) {
       batch.weight_stride = classes_;
-      batch.weight_sum = sums;
-      batch.weight_sum_lo = sums_lo;
-    }
-    if (own_weights_ && given_) {
-      batch.targets = targets;
-      batch.smoothing = batch.classes = 1;
-      batch.weight_lo = weight_lo(0);
+      if (given_) batch.weight_lo = weight_lo(0);
     }
     if (own_weights_ || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
@@ -1128,7 +1111,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
       if (lift != 1) {
         row.slots[2].adjust = [=](double* x, size_t, size_t n, size_t packed) {
-          for (size_t i = 0; i < packed * n; ++i) x[i] *= lift;
+          multiply(x, packed * n, lift);
         };
       }
     }

@@ -163,14 +163,10 @@ template <class F>
 void for_elements(const Lattice& x, F f) {
   for_elements_by(x.step, x, f);
 }
-// The same where a step of `kItem` or twice that is known to the compiler, which may then move several elements
-// at a time.
-template <ptrdiff_t kItem, class F>
+// The same where a step of `kLikely` is known to the compiler, which may then move several elements at a time.
+template <ptrdiff_t kLikely, class F>
 void for_many_elements(const Lattice& x, F f) {
-  if (x.step == kItem) return for_elements_by(std::integral_constant<ptrdiff_t, kItem>(), x, f);
-  if (x.step == 2 * kItem) {
-    return for_elements_by(std::integral_constant<ptrdiff_t, 2 * kItem>(), x, f);
-  }
+  if (x.step == kLikely) return for_elements_by(std::integral_constant<ptrdiff_t, kLikely>(), x, f);
   for_elements(x, f);
 }
 
@@ -181,6 +177,7 @@ auto visit_word(size_t size, F f) {
   if (size == 4) return f(uint32_t{});
   return f(uint64_t{});
 }
+
 // Merges neighbouring dimensions that every operand walks with one stride, and drops length 1.
 std::vector<Dim> coalesce(const std::vector<Dim>& dims, int operands) {
   std::vector<Dim> merged;
@@ -306,7 +303,7 @@ void pack(const Lattice& from, DType type, bool swapped, void* to, DType to_type
       const auto copy = [=](const char* p, size_t i) {
         store(load<T>(p, false), out + i * sizeof(T), false);
       };
-      if (!swapped) return for_many_elements<sizeof(T)>(from, copy);
+      if (!swapped) return for_many_elements<2 * sizeof(T)>(from, copy);  // every other element
       for_elements(from, [=](const char* p, size_t i) {
         store(load<T>(p, true), out + i * sizeof(T), false);
       });

@@ -348,7 +348,9 @@ def cross_entropy(draw: Input) -> None:
     bars = (
         {}
         if options["softcap"] is None
-        else {"float64": 20 * options["softcap"] / min(1.0, options["temperature"]) + 12}
+        else {
+            "float64": min(500.0, 20 * options["softcap"] / min(1.0, options["temperature"]) + 12)
+        }
     )
     close(loss, values[0], of_loss, result_dtype(dtype), "loss", bars)
     close(grad, values[1], exact.grad, dtype, "gradient", bars)
