@@ -24,13 +24,15 @@
 #define SOFTLANE_CALL __attribute__((noinline))
 #endif
 
-// For what is read next, and for what is read after thousands of elements: that may wait in the L2 cache.
+// For what is read soon, for what is read late, which may wait in the L2 cache, and for what is written soon.
 #if defined(__GNUC__)
 #define SOFTLANE_PREFETCH(p) __builtin_prefetch(p)
 #define SOFTLANE_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
+#define SOFTLANE_PREFETCH_WRITE(p) __builtin_prefetch(p, 1)
 #else
 #define SOFTLANE_PREFETCH(p) static_cast<void>(p)
 #define SOFTLANE_PREFETCH_FAR(p) static_cast<void>(p)
+#define SOFTLANE_PREFETCH_WRITE(p) static_cast<void>(p)
 #endif
 
 // Calls f(0) to f(kCount - 1), one after the other and not in a loop: an array of vectors that they index

@@ -451,10 +451,27 @@ inline V LaneNumbers() {
   return V::Load(kNumbers);
 }
 
+// What the caches are asked for during a sweep that is bound by its arithmetic: the same elements of what is read
+// after it, soon or late, and of what is written then (null: of nothing).
+template <class T>
+struct Ahead {
+  const T *read = nullptr, *read_late = nullptr;
+  T* written = nullptr;
+  Ahead From(size_t i) const {
+    return {read == nullptr ? nullptr : read + i, read_late == nullptr ? nullptr : read_late + i,
+            written == nullptr ? nullptr : written + i};
+  }
+  SOFTLANE_INLINE void Prefetch(size_t i) const {
+    if (read != nullptr) SOFTLANE_PREFETCH(read + i);
+    if (read_late != nullptr) SOFTLANE_PREFETCH_FAR(read_late + i);
+    if (written != nullptr) SOFTLANE_PREFETCH_WRITE(written + i);
+  }
+};
+
 // Adds the exps of a block x[0..n), n <= kBlock, to `sum`, if kSkip without that of x[skip], and keeps all
 // of them, rounded, if kKeep and `kept` is not null, which in ordinary rows it then never is.
 template <bool kKeep, bool kOrdinary, bool kSkip, class V, class T>
-SOFTLANE_INLINE void SumBlock(const T* x, size_t n, const T* ahead, const ExpReference<V>& ref,
+SOFTLANE_INLINE void SumBlock(const T* x, size_t n, Ahead<T> ahead, const ExpReference<V>& ref,
                               size_t skip, typename V::Scalar* kept, ExpSum<V>& sum) {
   using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
@@ -470,7 +487,7 @@ SOFTLANE_INLINE void SumBlock(const T* x, size_t n, const T* ahead, const ExpRef
   };
   size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    if (ahead != nullptr) SOFTLANE_PREFETCH_FAR(ahead + i);
+    ahead.Prefetch(i);
     const ExpParts<V> e = Exp<kOrdinary>(V::Load(x + i), ref);
     if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
     part(e);
@@ -486,9 +503,9 @@ SOFTLANE_INLINE void SumBlock(const T* x, size_t n, const T* ahead, const ExpRef
 }
 
 // The same for any n, block by block. Every call but the last of a row has an n that is a multiple of
-// kBlock. `ahead` is what will be read next, or null.
+// kBlock.
 template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
-inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& reference,
+inline void SumExp(const T* x, size_t n, Ahead<T> ahead, const ExpReference<V>& reference,
                    size_t skip, typename V::Scalar* kept, ExpSum<V>& total) {
   static_assert(kOrdinary || kSkips,
                 "rows that are not ordinary are rare: one loop serves them all");
@@ -496,7 +513,7 @@ inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& 
   ExpSum<V> sum = total;
   for (size_t i = 0; i < n; i += kBlock) {
     const size_t count = Min(kBlock, n - i);
-    const T* next = ahead == nullptr ? nullptr : ahead + i;
+    const Ahead<T> next = ahead.From(i);
     typename V::Scalar* keep = kKeep && kept != nullptr ? kept + i : nullptr;
     const bool here = kSkips && skip - i < kBlock;  // unsigned: it lies in this block
     if (here || !kOrdinary) {
@@ -511,7 +528,7 @@ inline void SumExp(const T* x, size_t n, const T* ahead, const ExpReference<V>& 
 
 // The exps of a whole row: kept in `kept`, or only summed.
 template <bool kOrdinary, bool kSkips, class T>
-inline Double2<F64> RowSum(const T* x, size_t n, const T* ahead, const ChunkIo* io,
+inline Double2<F64> RowSum(const T* x, size_t n, Ahead<T> ahead, const ChunkIo* io,
                            const ExpReference<Vec<T>>& ref, size_t skip,
                            typename Vec<T>::Scalar* kept) {
   ExpSum<Vec<T>> sum;
@@ -561,7 +578,8 @@ struct RowBlock {
 
   size_t rows, n;
   const ChunkIo* io;
-  const T *x[kRows], *ahead;
+  const T* x[kRows];
+  Ahead<T> ahead[kRows];
   V max, min;  // a row a lane; lanes without a row have what the last row has
   ExpReference<V> ref;
   bool ordinary[kRows];  // no element below the floor
@@ -582,14 +600,17 @@ struct RowBlock {
   RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t all,
            size_t length, const ChunkIo* chunked, const Scale& scale)
       : rows(count), n(length), io(chunked) {
-    // While a long row is worked on the next one is fetched to the L2 cache. Short rows the processor fetches
-    // by itself, and rows that do not fit are better left to it (measured: bench/NOTES.md).
-    constexpr size_t kFits = size_t{1} << 20;
-    const bool fetches = io == nullptr && Count(n, io) == 1 && n * sizeof(T) <= kFits;
-    ahead = fetches && first + 1 < all ? Step<const T>(base, first + 1, stride) : nullptr;
+    // While a row is worked on the rows of the next block are fetched, unless they would not stay (measured:
+    // bench/NOTES.md).
+    constexpr size_t kSoon = size_t{1} << 18, kStays = size_t{1} << 20;
+    const size_t bytes = n * sizeof(T);
     Scalar minima[V::kLanes];
     for (size_t r = 0; r < rows; ++r) {
       x[r] = Step<const T>(base, first + r, stride);
+      const size_t next = first + rows + r;
+      if (io == nullptr && bytes <= kStays && next < all) {
+        (bytes <= kSoon ? ahead[r].read : ahead[r].read_late) = Step<const T>(base, next, stride);
+      }
       const Range<V> range = RowRange(x[r], n, io);
       max_[r] = MaxLane(range.max);
       minima[r] = MinLane(range.min);
@@ -624,8 +645,8 @@ struct RowBlock {
     }
     const ExpReference<V> its = Ref(r);
     const Double2<F64> sum = ordinary[r]
-                                 ? RowSum<true, kSkips>(x[r], n, ahead, io, its, top[r], kept)
-                                 : RowSum<false, true>(x[r], n, ahead, io, its, top[r], kept);
+                                 ? RowSum<true, kSkips>(x[r], n, ahead[r], io, its, top[r], kept)
+                                 : RowSum<false, true>(x[r], n, ahead[r], io, its, top[r], kept);
     sum_hi[r] = FirstLane(sum.hi);
     sum_lo[r] = FirstLane(sum.lo);
   }
@@ -1230,7 +1251,10 @@ void LogSoftmaxRows(const Batch& b) {
     return;
   }
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    for (size_t r = 0; r < rows.rows; ++r) {
+      if (b.chunked == nullptr) rows.ahead[r].written = Step<T>(b.out, first + r, b.out_stride);
+      rows.template SumRow<true>(r, nullptr);
+    }
     const auto stats = rows.Statistics();
     const auto log_sum = SplitFor<V>(stats.LogSum());
     const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
