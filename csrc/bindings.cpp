@@ -8,7 +8,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <limits>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -240,22 +242,24 @@ const View* hold(MaybeBuffer& buffer, PyObject* object, bool writable, bool bflo
 void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
-void require_shape(const View& a, const View& b, const char* what) {
-  require(a.ndim == b.ndim, what);
-  for (int d = 0; d < a.ndim; ++d) {
-    require(a.shape[static_cast<size_t>(d)] == b.shape[static_cast<size_t>(d)], what);
-  }
+bool has_shape(const View& a, const View& b) {
+  return a.ndim == b.ndim && std::equal(a.shape.begin(), a.shape.begin() + a.ndim, b.shape.begin());
 }
-// `reduced` has the shape of `full` without the axes.
-void require_reduced(const View& full, uint64_t axes, const View& reduced, const char* what) {
+void require_shape(const View& a, const View& b, const char* what) {
+  require(has_shape(a, b), what);
+}
+// Whether `reduced` has the shape of `full` without the axes.
+bool has_reduced_shape(const View& full, uint64_t axes, const View& reduced) {
   int at = 0;
   for (int d = 0; d < full.ndim; ++d) {
     if ((axes >> d) & 1) continue;
-    require(at < reduced.ndim, what);
-    require(reduced.shape[static_cast<size_t>(at)] == full.shape[static_cast<size_t>(d)], what);
-    ++at;
+    const auto to = static_cast<size_t>(at++);
+    if (at > reduced.ndim || reduced.shape[to] != full.shape[static_cast<size_t>(d)]) return false;
   }
-  require(at == reduced.ndim, what);
+  return at == reduced.ndim;
+}
+void require_reduced(const View& full, uint64_t axes, const View& reduced, const char* what) {
+  require(has_reduced_shape(full, axes, reduced), what);
 }
 
 double as_double(PyObject* object) {
@@ -366,17 +370,26 @@ py::object plain_output(const Plain& x, PyObject* out) {
   return py::reinterpret_borrow<py::object>(out);
 }
 
-// (x, axis, log, out): softmax into a new array or `out`, or None where the general path has to see to it.
+// A temperature that is plain: a float, finite and above 0.
+std::optional<double> plain_temperature(PyObject* object) {
+  const double value = PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : 0;
+  if (!(value > 0 && value <= std::numeric_limits<double>::max())) return std::nullopt;
+  return value;
+}
+
+// (x, axis, log, temperature, out): softmax into a new array or `out`, or None where the general path has to see
+// to it.
 PyObject* plain_softmax_call(PyObject* const* a) {
   const auto plain = Plain::of(a[0], a[1]);
-  if (!plain) Py_RETURN_NONE;
+  const auto temperature = plain_temperature(a[3]);
+  if (!plain || !temperature) Py_RETURN_NONE;
   const Array& x = plain->array;
   const bool log = a[2] == Py_True;
-  const py::object out = plain_output(*plain, a[3]);
+  const py::object out = plain_output(*plain, a[4]);
   if (!out) Py_RETURN_NONE;
   if (plain->elements == 0) return out.inc_ref().ptr();
   char* to = py::detail::array_proxy(out.ptr())->data;
-  if (plain->last() && plain->elements <= kKeepGil) {
+  if (*temperature == 1 && plain->last() && plain->elements <= kKeepGil) {
     const DefaultFpEnvironment environment;
     softmax_rows(x.proxy->data, to, x.dtype, plain->elements / plain->length(), plain->length(),
                  log);
@@ -387,8 +400,31 @@ PyObject* plain_softmax_call(PyObject* const* a) {
   into = from;
   into.data = to;
   compute(plain->elements,
-          [&] { softmax(from, into, uint64_t{1} << plain->axis, nullptr, 1, log); });
+          [&] { softmax(from, into, uint64_t{1} << plain->axis, nullptr, *temperature, log); });
   return out.inc_ref().ptr();
+}
+
+py::object descr_of(bool wide) {
+  PyObject* descr = numpy().PyArray_DescrFromType_(wide ? py::detail::npy_api::NPY_DOUBLE_
+                                                        : py::detail::npy_api::NPY_FLOAT_);
+  if (descr == nullptr) throw PythonError();
+  return py::reinterpret_steal<py::object>(descr);
+}
+// A NumPy scalar of the double, or float, that lies at `value`.
+py::object scalar(char* value, bool wide) {
+  PyObject* result = numpy().PyArray_Scalar_(value, descr_of(wide).ptr(), nullptr);
+  if (result == nullptr) throw PythonError();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// A new array of the view's shape, which the view then shows.
+py::object new_array(bool wide, View& view) {
+  PyObject* result =
+      numpy().PyArray_NewFromDescr_(numpy().PyArray_Type_, descr_of(wide).release().ptr(),
+                                    view.ndim, view.shape.data(), nullptr, nullptr, 0, nullptr);
+  if (result == nullptr) throw PythonError();
+  Array::of(result)->fill(view);
+  return py::reinterpret_steal<py::object>(result);
 }
 
 // (x, axis): logsumexp as an array or a scalar, or None where the general path has to see to it.
@@ -404,26 +440,92 @@ PyObject* plain_logsumexp_call(PyObject* const* a) {
     into.shape[static_cast<size_t>(into.ndim++)] = from.shape[static_cast<size_t>(d)];
   }
   const bool wide = x.dtype == DType::kFloat64;
-  const auto& api = numpy();
-  py::object descr = py::reinterpret_steal<py::object>(api.PyArray_DescrFromType_(
-      wide ? py::detail::npy_api::NPY_DOUBLE_ : py::detail::npy_api::NPY_FLOAT_));
-  if (!descr) throw PythonError();
   into.dtype = wide ? DType::kFloat64 : DType::kFloat32;
   const uint64_t axes = uint64_t{1} << plain->axis;
   if (into.ndim == 0) {
     char value[sizeof(double)];
     into.data = value;
     compute(plain->elements, [&] { logsumexp(from, into, nullptr, axes, nullptr, nullptr); });
-    PyObject* scalar = api.PyArray_Scalar_(value, descr.ptr(), nullptr);
-    if (scalar == nullptr) throw PythonError();
-    return scalar;
+    return scalar(value, wide).release().ptr();
   }
-  PyObject* result = api.PyArray_NewFromDescr_(api.PyArray_Type_, descr.release().ptr(), into.ndim,
-                                               into.shape.data(), nullptr, nullptr, 0, nullptr);
-  if (result == nullptr) throw PythonError();
-  const auto out = py::reinterpret_steal<py::object>(result);
-  Array::of(result)->fill(into);
+  const py::object out = new_array(wide, into);
   compute(plain->elements, [&] { logsumexp(from, into, nullptr, axes, nullptr, nullptr); });
+  return out.inc_ref().ptr();
+}
+
+std::optional<Reduction> plain_reduction(PyObject* object) {
+  if (!PyUnicode_CheckExact(object)) return std::nullopt;
+  const auto is = [=](const char* name) {
+    return PyUnicode_CompareWithASCIIString(object, name) == 0;
+  };
+  if (is("mean")) return Reduction::kMean;
+  if (is("none")) return Reduction::kNone;
+  if (is("sum")) return Reduction::kSum;
+  return std::nullopt;
+}
+
+// (logits, targets, axis, label_smoothing, temperature, reduction, with_grad): the loss of integer targets, or that
+// and its gradient; None where the general path has to see to it.
+PyObject* plain_cross_entropy_call(PyObject* const* a) {
+  const auto plain = Plain::of(a[0], a[2]);
+  const auto targets = Array::of(a[1]);
+  const double smoothing = PyFloat_CheckExact(a[3]) ? PyFloat_AS_DOUBLE(a[3]) : -1;
+  const auto temperature = plain_temperature(a[4]);
+  const auto reduction = plain_reduction(a[5]);
+  if (!plain || !targets || is_floating(targets->dtype) || targets->dtype == DType::kBool ||
+      !(smoothing >= 0 && smoothing <= 1) || !temperature || !reduction) {
+    Py_RETURN_NONE;
+  }
+  CrossEntropyArgs args;
+  args.label_smoothing = smoothing;
+  args.temperature = *temperature;
+  args.reduction = *reduction;
+  plain->array.fill(args.logits);
+  targets->fill(args.targets);
+  args.axis = plain->axis;
+  if (!has_reduced_shape(args.logits, uint64_t{1} << plain->axis, args.targets)) Py_RETURN_NONE;
+  const bool wide = args.logits.dtype == DType::kFloat64;
+  args.result = wide ? DType::kFloat64 : DType::kFloat32;
+  py::object losses, grad;
+  View each = args.targets, gradients;
+  if (args.reduction == Reduction::kNone && each.ndim > 0) {
+    losses = new_array(wide, each);
+    args.loss = &each;
+  } else if (args.reduction == Reduction::kNone) {
+    args.reduction = Reduction::kSum;  // of the one sample
+  }
+  if (a[6] == Py_True) {
+    grad = plain_output(*plain, Py_None);
+    Array::of(grad.ptr())->fill(gradients);
+    args.grad = &gradients;
+  }
+  const double reduced = compute(plain->elements, [&] { return cross_entropy(args); });
+  if (!losses) {
+    char value[sizeof(double)];
+    store_double(reduced, value, args.result, false);
+    losses = scalar(value, wide);
+  }
+  if (!grad) return losses.release().ptr();
+  return py::make_tuple(losses, grad).release().ptr();
+}
+
+// (grad_output, output, axis, log, temperature): the gradient in a new array, or None where the general path has to
+// see to it.
+PyObject* plain_backward_call(PyObject* const* a) {
+  const auto grad = Plain::of(a[0], a[2]), output = Plain::of(a[1], a[2]);
+  const auto temperature = plain_temperature(a[4]);
+  if (!grad || !output || !temperature || grad->array.dtype != output->array.dtype) {
+    Py_RETURN_NONE;
+  }
+  View g, y, into;
+  grad->array.fill(g);
+  output->array.fill(y);
+  if (!has_shape(g, y)) Py_RETURN_NONE;
+  const py::object out = plain_output(*grad, Py_None);
+  Array::of(out.ptr())->fill(into);
+  const bool log = a[3] == Py_True;
+  compute(grad->elements,
+          [&] { softmax_backward(g, y, into, uint64_t{1} << grad->axis, *temperature, log); });
   return out.inc_ref().ptr();
 }
 
@@ -642,8 +744,13 @@ PyMethodDef method(const char* name, const char* doc) {
 }
 
 PyMethodDef methods[] = {
-    method<plain_softmax_call, 4>("plain_softmax", "(x, axis, log, out)"),
+    method<plain_softmax_call, 5>("plain_softmax", "(x, axis, log, temperature, out)"),
     method<plain_logsumexp_call, 2>("plain_logsumexp", "(x, axis)"),
+    method<plain_cross_entropy_call, 7>(
+        "plain_cross_entropy",
+        "(logits, targets, axis, label_smoothing, temperature, reduction, with_grad)"),
+    method<plain_backward_call, 5>("plain_backward",
+                                   "(grad_output, output, axis, log, temperature)"),
     method<softmax_call, 7>("softmax", "(x, out, axes, where, temperature, log, bf16)"),
     method<logsumexp_call, 7>("logsumexp", "(x, out, sign, axes, b, where, bf16)"),
     method<cross_entropy_call, 16>(

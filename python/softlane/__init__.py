@@ -70,7 +70,10 @@ _threadpoolctl.register()
 # to the same result.
 _plain_softmax = _core.plain_softmax
 _plain_logsumexp = _core.plain_logsumexp
-_ONE = 1.0
+_plain_cross_entropy = _core.plain_cross_entropy
+_plain_backward = _core.plain_backward
+# Defaults, which are these very objects: nothing has to be compared.
+_ZERO, _IGNORED = 0.0, -100
 
 # The dtype of the loss in bits 6 and 7 of `bf16`, by its character (E is bfloat16).
 _LOSS_BITS = {"f": 0 << 6, "d": 1 << 6, "e": 2 << 6, "E": 3 << 6}
@@ -112,7 +115,7 @@ def softmax(
     axis: Axis = -1,
     *,
     where: Any = None,
-    temperature: float = _ONE,
+    temperature: float = 1.0,
     dtype: Any = None,
     out: Any = None,
 ) -> Any:
@@ -181,8 +184,8 @@ def softmax(
     >>> print(softlane.softmax([1.0, 2.0, 3.0], where=[True, True, False], temperature=0.5).round(8))
     [0.11920292 0.88079708 0.        ]
     """
-    if where is None and temperature is _ONE and dtype is None:
-        result = _plain_softmax(x, axis, False, out)
+    if where is None and dtype is None:
+        result = _plain_softmax(x, axis, False, temperature, out)
         if result is not None:
             return result
     return _softmax(x, axis, where, temperature, dtype, out, log=False)
@@ -217,7 +220,7 @@ def log_softmax(
     axis: Axis = -1,
     *,
     where: Any = None,
-    temperature: float = _ONE,
+    temperature: float = 1.0,
     dtype: Any = None,
     out: Any = None,
 ) -> Any:
@@ -276,8 +279,8 @@ def log_softmax(
     >>> print(softlane.log_softmax([30.0, 0.0]))
     [-9.35762297e-14 -3.00000000e+01]
     """
-    if where is None and temperature is _ONE and dtype is None:
-        result = _plain_softmax(x, axis, True, out)
+    if where is None and dtype is None:
+        result = _plain_softmax(x, axis, True, temperature, out)
         if result is not None:
             return result
     return _softmax(x, axis, where, temperature, dtype, out, log=True)
@@ -672,6 +675,22 @@ def cross_entropy(
     >>> print(softlane.cross_entropy(logits, [[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]]).round(8))
     1.24853977
     """
+    if (
+        weight is None
+        and sample_weight is None
+        and ignore_index is _IGNORED
+        and z_loss is _ZERO
+        and softcap is None
+        and where is None
+        and dtype is None
+        and out is None
+        and return_stats is False
+    ):
+        result = _plain_cross_entropy(
+            logits, targets, axis, label_smoothing, temperature, reduction, False
+        )
+        if result is not None:
+            return result
     return _cross_entropy(
         logits,
         targets,
@@ -804,6 +823,22 @@ def cross_entropy_with_grad(
     [[-0.1705  0.1212  0.0493]
      [ 0.0543  0.4012 -0.4555]]
     """
+    if (
+        weight is None
+        and sample_weight is None
+        and ignore_index is _IGNORED
+        and z_loss is _ZERO
+        and softcap is None
+        and where is None
+        and dtype is None
+        and grad_out is None
+        and return_stats is False
+    ):
+        result = _plain_cross_entropy(
+            logits, targets, axis, label_smoothing, temperature, reduction, True
+        )
+        if result is not None:
+            return result
     return _cross_entropy(
         logits,
         targets,
@@ -1091,6 +1126,10 @@ def softmax_backward(
     >>> print(softlane.softmax_backward([1.0, 0.0, 0.0], y).round(8))
     [ 0.08192507 -0.02203304 -0.05989202]
     """
+    if out is None:
+        result = _plain_backward(grad_output, output, axis, False, temperature)
+        if result is not None:
+            return result
     return _backward(grad_output, output, axis, temperature, out, log=False)
 
 
@@ -1154,6 +1193,10 @@ def log_softmax_backward(
     >>> print(softlane.log_softmax_backward([1.0, 0.0, 0.0], y).round(8))
     [ 0.90996943 -0.24472847 -0.66524096]
     """
+    if out is None:
+        result = _plain_backward(grad_output, output, axis, True, temperature)
+        if result is not None:
+            return result
     return _backward(grad_output, output, axis, temperature, out, log=True)
 
 

@@ -15,8 +15,21 @@ _Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 __version__: str
 
-def plain_softmax(x: Any, axis: Any, log: bool, out: Any, /) -> _Array | None: ...
+def plain_softmax(x: Any, axis: Any, log: bool, temperature: Any, out: Any, /) -> _Array | None: ...
 def plain_logsumexp(x: Any, axis: Any, /) -> Any: ...
+def plain_cross_entropy(
+    logits: Any,
+    targets: Any,
+    axis: Any,
+    label_smoothing: Any,
+    temperature: Any,
+    reduction: Any,
+    with_grad: bool,
+    /,
+) -> Any: ...
+def plain_backward(
+    grad_output: Any, output: Any, axis: Any, log: bool, temperature: Any, /
+) -> _Array | None: ...
 def softmax(
     x: _Array,
     out: _Array,
