@@ -120,13 +120,14 @@ int column_dim(const Plan& plan, size_t count, size_t item) {
   return -1;
 }
 
-bool contiguous_axis(const Plan& plan, size_t count, size_t item) {
+bool contiguous(const Plan& plan, size_t operand, size_t item) {
   if (plan.axis.size() != 1) return false;
-  if (plan.classes == 1) return true;
-  for (size_t k = 0; k < count; ++k) {
-    if (plan.axis[0].stride[k] != static_cast<ptrdiff_t>(item)) return false;
-  }
-  return true;
+  return plan.classes == 1 || plan.axis[0].stride[operand] == static_cast<ptrdiff_t>(item);
+}
+bool contiguous_axis(const Plan& plan, size_t count, size_t item) {
+  bool all = true;
+  for (size_t k = 0; k < count; ++k) all = all && contiguous(plan, k, item);
+  return all;
 }
 
 enum class Mode { kRows, kCols, kPacked };
@@ -245,6 +246,26 @@ class PackedRows {
     }
     kernel();
     if (output >= 0) save(offsets, first, rows, output);
+  }
+
+  // Whether kernels can write an operand where it belongs.
+  bool direct(int operand) const {
+    const Slot& slot = slots[operand];
+    return whole() && slot.view->dtype == slot.type && slot.view->aligned() &&
+           contiguous(*plan, slot.operand, item_size(slot.type));
+  }
+  // Rows of an operand that the kernel wrote there, from logits of -inf outside `where`: they have the results for
+  // that already, but where all is NaN.
+  void mend_masked(const Offsets& offsets, size_t first, size_t rows, int operand) {
+    Slot& slot = slots[operand];
+    seek(offsets, first);
+    const ptrdiff_t step = run_stride(*plan, slot.operand);
+    if (where == nullptr || !any_nan({slot.row, step, 0, rows, 1}, slot.type)) return;
+    for (size_t r = 0; r < rows; ++r) {
+      seek(offsets, first + r);
+      slot.buffer = slot.row;
+      if (any_nan({slot.row, 0, 0, 1, 1}, slot.type)) adjust(slot, 0, plan->classes, 1);
+    }
   }
 
   static void* fetch(void* context, int operand, size_t start, size_t count) {
@@ -369,12 +390,17 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       if (mode == Mode::kPacked) {
+        const bool direct = row.direct(1);
         batch.chunked = row.chunked();
         batch.x = batch.out = scratch.pack(0);
-        batch.x_stride = batch.out_stride = row.stride(0);
+        batch.x_stride = row.stride(0);
+        batch.out_stride = direct ? run_stride(plan, 1) : row.stride(1);
         for (size_t done = 0; done < count; done += batch.count) {
           batch.count = std::min(row.batch(), count - done);
-          row.run(at, done, batch.count, 1, 1, [&] { rows(batch); });
+          if (direct)
+            batch.out = out.data + at[1] + static_cast<ptrdiff_t>(done) * batch.out_stride;
+          row.run(at, done, batch.count, 1, direct ? -1 : 1, [&] { rows(batch); });
+          if (direct) row.mend_masked(at, done, batch.count, 1);
         }
         return;
       }

@@ -369,6 +369,17 @@ void unpack(const void* from, DType from_type, const Lattice& to, DType type, bo
   });
 }
 
+bool any_nan(const Lattice& x, DType type) {
+  return visit(type, [&](auto tag) {
+    bool found = false;
+    for_elements(x, [&](const char* p, size_t) {
+      const double value = to_double(load<decltype(tag)>(p, false));
+      found |= value != value;
+    });
+    return found;
+  });
+}
+
 void fill_outside(const Lattice& where, void* array, DType type, double value) {
   visit_word(item_size(type), [&](auto tag) {
     using T = decltype(tag);

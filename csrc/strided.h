@@ -153,6 +153,8 @@ struct Lattice {
 void pack(const Lattice& from, DType type, bool swapped, void* to, DType to_type,
           double scale = 1.0, double center = 0.0);
 void unpack(const void* from, DType from_type, const Lattice& to, DType type, bool swapped);
+// Whether a lattice of a floating dtype has a NaN.
+bool any_nan(const Lattice& x, DType type);
 // Writes `value` to the elements of a contiguous array of a floating dtype whose bool in the lattice is false.
 void fill_outside(const Lattice& where, void* array, DType type, double value);
 
