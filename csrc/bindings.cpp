@@ -253,8 +253,9 @@ bool has_reduced_shape(const View& full, uint64_t axes, const View& reduced) {
   int at = 0;
   for (int d = 0; d < full.ndim; ++d) {
     if ((axes >> d) & 1) continue;
-    const auto to = static_cast<size_t>(at++);
-    if (at > reduced.ndim || reduced.shape[to] != full.shape[static_cast<size_t>(d)]) return false;
+    if (at == reduced.ndim) return false;
+    if (reduced.shape[static_cast<size_t>(at)] != full.shape[static_cast<size_t>(d)]) return false;
+    ++at;
   }
   return at == reduced.ndim;
 }
@@ -344,8 +345,8 @@ struct Plain {
   size_t length() const { return static_cast<size_t>(array.proxy->dimensions[axis]); }
 };
 
-// The array that softmax of `x` goes to: a new one, or `out` where that is plain, too, and no part of it overlaps
-// another part of x; else null.
+// An array of the shape and dtype of `x` for results: a new one, or `out` where that is plain, too, and no part of it
+// overlaps another part of x; else null.
 py::object plain_output(const Plain& x, PyObject* out) {
   const auto* proxy = x.array.proxy;
   if (out == Py_None) {
@@ -476,6 +477,8 @@ PyObject* plain_cross_entropy_call(PyObject* const* a) {
       !(smoothing >= 0 && smoothing <= 1) || !temperature || !reduction) {
     Py_RETURN_NONE;
   }
+  // Losses are laid out as the targets.
+  if (*reduction == Reduction::kNone && !targets->has(kPlainLayout)) Py_RETURN_NONE;
   CrossEntropyArgs args;
   args.label_smoothing = smoothing;
   args.temperature = *temperature;
@@ -485,26 +488,24 @@ PyObject* plain_cross_entropy_call(PyObject* const* a) {
   args.axis = plain->axis;
   if (!has_reduced_shape(args.logits, uint64_t{1} << plain->axis, args.targets)) Py_RETURN_NONE;
   const bool wide = args.logits.dtype == DType::kFloat64;
-  args.result = wide ? DType::kFloat64 : DType::kFloat32;
+  char value[sizeof(double)];
+  View loss, gradients;
+  loss.data = value;
+  loss.dtype = wide ? DType::kFloat64 : DType::kFloat32;
+  args.loss = &loss;
   py::object losses, grad;
-  View each = args.targets, gradients;
-  if (args.reduction == Reduction::kNone && each.ndim > 0) {
-    losses = new_array(wide, each);
-    args.loss = &each;
-  } else if (args.reduction == Reduction::kNone) {
-    args.reduction = Reduction::kSum;  // of the one sample
+  if (args.reduction == Reduction::kNone && args.targets.ndim > 0) {
+    loss.ndim = args.targets.ndim;
+    loss.shape = args.targets.shape;
+    losses = new_array(wide, loss);
   }
   if (a[6] == Py_True) {
     grad = plain_output(*plain, Py_None);
     Array::of(grad.ptr())->fill(gradients);
     args.grad = &gradients;
   }
-  const double reduced = compute(plain->elements, [&] { return cross_entropy(args); });
-  if (!losses) {
-    char value[sizeof(double)];
-    store_double(reduced, value, args.result, false);
-    losses = scalar(value, wide);
-  }
+  compute(plain->elements, [&] { cross_entropy(args); });
+  if (!losses) losses = scalar(value, wide);
   if (!grad) return losses.release().ptr();
   return py::make_tuple(losses, grad).release().ptr();
 }
@@ -580,9 +581,6 @@ PyObject* cross_entropy_call(PyObject* const* a) {
   args.label_smoothing = as_double(a[6]);
   args.temperature = as_double(a[7]);
   args.where = hold(where, a[8], false, false);
-  constexpr DType kResults[] = {DType::kFloat32, DType::kFloat64, DType::kFloat16,
-                                DType::kBFloat16};
-  args.result = kResults[(bf16 >> 6) & 3];
   args.reduction = static_cast<Reduction>(as_integer(a[9]));
   args.loss = hold(loss, a[10], true, (bf16 & 16) != 0);
   args.grad = hold(grad, a[11], true, (bf16 & 2) != 0);
@@ -614,16 +612,18 @@ PyObject* cross_entropy_call(PyObject* const* a) {
     require_reduced(args.logits, axes, *args.sample_weight, "sample_weight has a wrong shape");
   }
   if (args.where != nullptr) require_shape(args.logits, *args.where, "where has a wrong shape");
-  if (args.loss != nullptr) {
+  require(args.loss != nullptr && is_floating(args.loss->dtype), "loss must be floating");
+  if (args.reduction == Reduction::kNone) {
     require_reduced(args.logits, axes, *args.loss, "loss must have the shape of the targets");
-    require(is_floating(args.loss->dtype), "loss must be floating");
+  } else {
+    require(args.loss->ndim == 0, "a reduced loss has no dimensions");
   }
   if (args.grad != nullptr) {
     require_shape(args.logits, *args.grad, "grad must have the shape of logits");
     require(is_floating(args.grad->dtype), "grad must be floating");
   }
-  const double reduced = compute(args.logits.size(), [&] { return cross_entropy(args); });
-  return PyFloat_FromDouble(reduced);
+  compute(args.logits.size(), [&] { cross_entropy(args); });
+  Py_RETURN_NONE;
 }
 
 PyObject* exp_sums_call(PyObject* const* a) {

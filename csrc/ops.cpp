@@ -248,24 +248,21 @@ class PackedRows {
     if (output >= 0) save(offsets, first, rows, output);
   }
 
-  // Whether kernels can write an operand where it belongs.
-  bool direct(int operand) const {
+  // Whether the kernel can write an operand where it belongs: there rows follow each other as they do when packed.
+  bool lies_packed(size_t operand) const {
     const Slot& slot = slots[operand];
     return whole() && slot.view->dtype == slot.type && slot.view->aligned() &&
-           contiguous(*plan, slot.operand, item_size(slot.type));
+           contiguous(*plan, slot.operand, item_size(slot.type)) &&
+           (plan->outer.empty() || run_stride(*plan, slot.operand) == stride(operand));
   }
-  // Rows of an operand that the kernel wrote there, from logits of -inf outside `where`: they have the results for
-  // that already, but where all is NaN.
-  void mend_masked(const Offsets& offsets, size_t first, size_t rows, int operand) {
+  // For rows of an operand that the kernel wrote where they belong, from logits of -inf outside `where`: outside they
+  // have the results of -inf, which are `masked`, but in rows that are NaN from the first element to the last.
+  void mask_nan_rows(const Offsets& offsets, size_t first, size_t rows, int operand) {
     Slot& slot = slots[operand];
     seek(offsets, first);
-    const ptrdiff_t step = run_stride(*plan, slot.operand);
-    if (where == nullptr || !any_nan({slot.row, step, 0, rows, 1}, slot.type)) return;
-    for (size_t r = 0; r < rows; ++r) {
-      seek(offsets, first + r);
-      slot.buffer = slot.row;
-      if (any_nan({slot.row, 0, 0, 1, 1}, slot.type)) adjust(slot, 0, plan->classes, 1);
-    }
+    if (!any_nan({slot.row, stride(static_cast<size_t>(operand)), 0, rows, 1}, slot.type)) return;
+    slot.buffer = slot.row;
+    adjust(slot, 0, plan->classes, rows);
   }
 
   static void* fetch(void* context, int operand, size_t start, size_t count) {
@@ -390,17 +387,17 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       if (mode == Mode::kPacked) {
-        const bool direct = row.direct(1);
         batch.chunked = row.chunked();
         batch.x = batch.out = scratch.pack(0);
-        batch.x_stride = row.stride(0);
-        batch.out_stride = direct ? run_stride(plan, 1) : row.stride(1);
+        batch.x_stride = batch.out_stride = row.stride(0);
+        const bool unpacks = !row.lies_packed(1);
         for (size_t done = 0; done < count; done += batch.count) {
           batch.count = std::min(row.batch(), count - done);
-          if (direct)
-            batch.out = out.data + at[1] + static_cast<ptrdiff_t>(done) * batch.out_stride;
-          row.run(at, done, batch.count, 1, direct ? -1 : 1, [&] { rows(batch); });
-          if (direct) row.mend_masked(at, done, batch.count, 1);
+          if (!unpacks) {
+            batch.out = out.data + at[1] + static_cast<ptrdiff_t>(done) * run_stride(plan, 1);
+          }
+          row.run(at, done, batch.count, 1, unpacks ? 1 : -1, [&] { rows(batch); });
+          if (!unpacks && where != nullptr) row.mask_nan_rows(at, done, batch.count, 1);
         }
         return;
       }
@@ -569,7 +566,8 @@ class CrossEntropy {
   explicit CrossEntropy(const CrossEntropyArgs& args)
       : a_(args),
         compute_(make_compute(args.logits, args.grad, args.where, args.temperature,
-                              args.result == DType::kFloat64 || args.softcap != 0)),
+                              args.loss->dtype == DType::kFloat64 || args.softcap != 0)),
+        losses_(args.reduction == Reduction::kNone ? args.loss : nullptr),
         lift_(gradient_lift(args.temperature)),
         given_(is_floating(args.targets.dtype)),
         shares_(given_ && args.targets.dtype == compute_.type && args.where == nullptr &&
@@ -583,7 +581,7 @@ class CrossEntropy {
     const uint64_t axes = uint64_t{1} << a_.axis;
     const auto targets = given_ ? a_.targets.strides : expanded(&a_.targets, x.ndim, axes);
     const auto sample_weight = expanded(a_.sample_weight, x.ndim, axes);
-    const auto loss = expanded(a_.loss, x.ndim, axes);
+    const auto loss = expanded(losses_, x.ndim, axes);
     std::array<ptrdiff_t, kMaxDims> weight{};
     if (a_.weight != nullptr) weight[static_cast<size_t>(a_.axis)] = a_.weight->strides[0];
     std::array<std::array<ptrdiff_t, kMaxDims>, 4> stats;
@@ -847,7 +845,7 @@ class CrossEntropy {
                  {at(*v, operand, offsets, done), 0, run_stride(plan_, operand), 1, n}, v->dtype,
                  v->swapped);
         };
-        put(a_.loss, 4, loss);
+        put(losses_, 4, loss);
         put(a_.stats[0], 7, logsumexps);
         put(a_.stats[1], 8, log_probs);
         put(a_.stats[2], 9, entropies);
@@ -998,6 +996,7 @@ class CrossEntropy {
 
   const CrossEntropyArgs& a_;
   Compute compute_;
+  const View* losses_;  // of each sample, where they are wanted
   double lift_;
   bool given_;        // targets are probabilities
   bool shares_;       // which the kernels take as they are
@@ -1014,11 +1013,10 @@ class CrossEntropy {
 
 }  // namespace
 
-double cross_entropy(const CrossEntropyArgs& args) {
-  // Rounded here, not by the caller in whatever rounding mode it has.
-  char rounded[sizeof(double)];
-  store_double(CrossEntropy(args).run(), rounded, args.result, false);
-  return load_double(rounded, args.result, false);
+void cross_entropy(const CrossEntropyArgs& args) {
+  const double reduced = CrossEntropy(args).run();
+  if (args.reduction == Reduction::kNone) return;
+  store_double(reduced, args.loss->data, args.loss->dtype, args.loss->swapped);
 }
 
 void exp_sums(const View& x, const View& states, uint64_t axes) {

@@ -29,20 +29,19 @@ struct CrossEntropyArgs {
   int64_t ignore_index = -100;
   double label_smoothing = 0;
   double temperature = 1;
-  DType result = DType::kFloat64;  // of the loss; double asks for double arithmetic throughout
   double z_loss = 0;
   double softcap = 0;  // 0: none
   const View* where = nullptr;
   Reduction reduction = Reduction::kMean;
-  const View* loss = nullptr;  // for kNone
+  // Of the losses' shape for kNone, else without dimensions. Double asks for double arithmetic throughout.
+  const View* loss = nullptr;
   const View* grad = nullptr;
   // Null, or logsumexp, log_prob, entropy (floating) and correct (bool), all of the losses' shape.
   std::array<const View*, 4> stats{};
 };
 
-// The reduced loss, rounded to `result` (0 for kNone). Throws std::out_of_range and std::invalid_argument for bad targets,
-// before anything is written.
-double cross_entropy(const CrossEntropyArgs& args);
+// Throws std::out_of_range and std::invalid_argument for bad targets, before anything is written.
+void cross_entropy(const CrossEntropyArgs& args);
 
 // Σ exp(x) over the axes as a state that others can be added to: `states` is double, of the shape of the
 // result and a last axis of 4.

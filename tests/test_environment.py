@@ -63,6 +63,7 @@ def environment(setting: str) -> Iterator[None]:
 
 def calls(x: Array) -> dict[str, Callable[[], Any]]:
     y = np.argmax(x, axis=-1)
+    confident, zero = np.array([100, 0, 0], x.dtype), np.array(0)
     return {
         "softmax": lambda: softlane.softmax(x),
         "softmax of columns": lambda: softlane.softmax(x, 0),
@@ -72,6 +73,14 @@ def calls(x: Array) -> dict[str, Callable[[], Any]]:
         "cross_entropy": lambda: softlane.cross_entropy(x, y),
         "loss": lambda: softlane.cross_entropy_with_grad(x, y, reduction="none")[0],
         "gradient": lambda: softlane.cross_entropy_with_grad(x, y)[1],
+        "subnormal loss": lambda: softlane.cross_entropy(confident, zero),
+        "subnormal losses": lambda: softlane.cross_entropy(confident[None], [0], reduction="none"),
+        "subnormal loss by itself": lambda: softlane.cross_entropy(
+            confident, zero, reduction="none"
+        ),
+        "subnormal loss, masked": lambda: softlane.cross_entropy(
+            confident, zero, where=[True, True, True]
+        ),
         "float64 result": lambda: softlane.softmax(x, dtype=np.float64),
         "float16 result": lambda: softlane.softmax(x, dtype=np.float16),
     }

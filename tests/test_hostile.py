@@ -527,9 +527,10 @@ def test_targets_of_every_type_that_change_after_the_check() -> None:
         targets = room[:64]
         grad = room.view(np.float32)[: 64 * 8 * dtype.itemsize // 4].reshape(64, -1)
         logits = np.random.default_rng(2).standard_normal(grad.shape).astype(np.float32)
+        loss = np.empty((), np.float32)
         # Past the package's check for overlap, which would copy.
         _core.cross_entropy(
-            logits, targets, 1, None, None, -100, 0.0, 1.0, None, 2, None, grad, 0, 0.0, 0.0, None
+            logits, targets, 1, None, None, -100, 0.0, 1.0, None, 2, loss, grad, 0, 0.0, 0.0, None
         )
         assert np.isfinite(grad[8:]).all()
 

@@ -72,11 +72,8 @@ _plain_softmax = _core.plain_softmax
 _plain_logsumexp = _core.plain_logsumexp
 _plain_cross_entropy = _core.plain_cross_entropy
 _plain_backward = _core.plain_backward
-# Defaults, which are these very objects: nothing has to be compared.
+# Defaults, recognised by being these very objects.
 _ZERO, _IGNORED = 0.0, -100
-
-# The dtype of the loss in bits 6 and 7 of `bf16`, by its character (E is bfloat16).
-_LOSS_BITS = {"f": 0 << 6, "d": 1 << 6, "e": 2 << 6, "E": 3 << 6}
 
 _X86_ISAS = ("avx512", "avx2", "generic")
 _ARM_ISAS = ("neon", "generic")
@@ -559,9 +556,9 @@ def cross_entropy(
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: SupportsIndex = -100,
+    ignore_index: SupportsIndex = _IGNORED,
     label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    z_loss: float = _ZERO,
     softcap: float | None = None,
     temperature: float = 1.0,
     where: Any = None,
@@ -754,9 +751,9 @@ def cross_entropy_with_grad(
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: SupportsIndex = -100,
+    ignore_index: SupportsIndex = _IGNORED,
     label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    z_loss: float = _ZERO,
     softcap: float | None = None,
     temperature: float = 1.0,
     where: Any = None,
@@ -899,24 +896,21 @@ def _cross_entropy(
     reduce = _arrays.as_reduction(reduction)
     inputs = (y, w, s, mask)
     loss = _arrays.Result(y, () if reduce else samples, loss_dtype, out, "out", (z, *inputs))
-    losses = None if reduce else loss.array
+    losses = loss.array
     grad = gradients = None
     if with_grad:
         grad = _arrays.Result(z, z.shape, grad_dtype, grad_out, "grad_out", inputs, (z,))
         gradients = grad.array
     z, gradients, w, s, losses, y, bf16 = _arrays.operands(z, gradients, w, s, losses, y)
-    bf16 |= _LOSS_BITS[loss_dtype.char]
     stats = None
     if return_stats:
         kind = _arrays.reduced_dtype(loss_dtype)
         correct = np.empty(samples, np.bool_)
         stats = (np.empty(samples, kind), np.empty(samples, kind), np.empty(samples, kind), correct)
-    reduced = _core.cross_entropy(
+    _core.cross_entropy(
         z, y, class_axis, w, s, ignored, smoothing, divisor, mask, reduce,
         losses, gradients, bf16, z_factor, cap, stats,
     )  # fmt: skip
-    if reduce:
-        loss.array[()] = reduced  # which is of the dtype already: no rounding here
     results = [loss.value()]
     if grad is not None:
         results.append(grad.value())

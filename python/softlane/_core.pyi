@@ -3,8 +3,8 @@
 Arrays are buffers of any strides. Axes are distinct and not negative. Outputs are written in place. A
 bfloat16 array goes as uint16, and a bit of `bf16` says so: 0 to 2 for softmax's x, out; logsumexp's x,
 b, out; softmax_backward's grad_output, output, out; segments' x, out; exp_sums' x. 0 to 5 for
-cross_entropy's logits, grad, weight, sample_weight, loss, targets, and its bits 6 and 7 are the loss's
-dtype: 0 float32, 1 float64 (which asks for float64 arithmetic), 2 float16, 3 bfloat16.
+cross_entropy's logits, grad, weight, sample_weight, loss, targets. Its loss has no dimensions where it
+is reduced; float64 asks for float64 arithmetic.
 """
 
 from typing import Any, TypeAlias
@@ -61,14 +61,14 @@ def cross_entropy(
     temperature: float,
     where: _Array | None,
     reduction: int,
-    loss: _Array | None,
+    loss: _Array,
     grad: _Array | None,
     bf16: int,
     z_loss: float,
     softcap: float,
     stats: tuple[_Array, _Array, _Array, _Array] | None,
     /,
-) -> float: ...
+) -> None: ...
 def exp_sums(x: _Array, states: _Array, axes: tuple[int, ...], bf16: int, /) -> None: ...
 def log_of_sums(states: _Array, /) -> _Array: ...
 def segments(x: _Array, indptr: _Array, out: _Array, log: bool | None, bf16: int, /) -> None: ...

@@ -34,13 +34,6 @@ _WIDE = {
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64} | {
     getattr(torch, name) for name in ("uint16", "uint32", "uint64") if hasattr(torch, name)
 }
-# The dtype of the loss as _core.cross_entropy takes it, in bits 6 and 7.
-_LOSS_BITS = {
-    torch.float32: 0,
-    torch.float64: 1 << 6,
-    torch.float16: 2 << 6,
-    torch.bfloat16: 3 << 6,
-}
 
 _forward_ad: Any = torch.autograd.forward_ad
 # Through Any, so that type checkers say the same with and without torch installed.
@@ -437,13 +430,12 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss in `dtype`, and the gradient with respect to input in its own, if one is named."""
     axis, ignore_index, reduction, label_smoothing = options
-    loss = gradient = None
-    if reduction == 0:
-        samples = _arrays.without_axes(tuple(input.shape), (axis,))
-        loss = torch.empty(samples, dtype=dtype, device="cpu")
+    samples = _arrays.without_axes(tuple(input.shape), (axis,))
+    loss = torch.empty(() if reduction else samples, dtype=dtype, device="cpu")
+    gradient = None
     if gradient_dtype is not None:
         gradient = torch.empty_like(input, dtype=gradient_dtype, requires_grad=False)
-    reduced = _core.cross_entropy(
+    _core.cross_entropy(
         _view(input),
         _view(target),
         axis,
@@ -454,15 +446,13 @@ def _cross_entropy(
         1.0,
         None,
         reduction,
-        None if loss is None else _view(loss),
+        _view(loss),
         None if gradient is None else _view(gradient),
-        _bits(input, gradient, weight, None, loss, target) | _LOSS_BITS[dtype],
+        _bits(input, gradient, weight, None, loss, target),
         0.0,
         0.0,
         None,
     )
-    if loss is None:
-        loss = torch.tensor(reduced, dtype=dtype, device="cpu")
     return loss, gradient
 
 
