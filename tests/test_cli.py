@@ -188,12 +188,30 @@ def test_specials(capsys: pytest.CaptureFixture[str], special: float) -> None:
     assert (got["calibration_error"] is None) == (special != -np.inf)
 
 
+def test_nan_is_no_prediction(capsys: pytest.CaptureFixture[str]) -> None:
+    logits = np.zeros((3, 4), np.float32)
+    logits[0], logits[1, 2], logits[2, 1] = np.nan, np.nan, 5
+    np.save("logits.npy", logits)
+    np.save("targets.npy", [0, 2, 1])
+    assert score(capsys, "logits.npy", "targets.npy")["accuracy"] == 1 / 3
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_beyond_a_block(capsys: pytest.CaptureFixture[str], axis: int) -> None:
+    """The largest logit is looked for part by part, with the first of equal ones before the others."""
+    logits = np.zeros((4, 3000), np.float32)
+    logits[0, [700, 2999]], logits[1, 2999], logits[2, [10, 2500]] = 9, 9, [1, np.nan]
+    np.save("logits.npy", np.moveaxis(logits, 1, axis))
+    np.save("targets.npy", [700, 2999, 10, 0])
+    assert score(capsys, "logits.npy", "targets.npy", "--axis", str(axis))["accuracy"] == 3 / 4
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (3, 4), (2, 0)])
 def test_nothing_to_score(capsys: pytest.CaptureFixture[str], shape: tuple[int, ...]) -> None:
     np.save("logits.npy", np.zeros(shape))
     np.save("targets.npy", np.full(shape[0], IGNORED))
     got = score(capsys, "logits.npy", "targets.npy")
-    assert got["tokens"] == 0
+    assert got["tokens"] == 0 and got["ignored"] == shape[0]
     assert got["loss"] is got["accuracy"] is got["calibration_error"] is None
 
 
@@ -344,6 +362,12 @@ def saved(array: Any) -> str:
     return "x.npy"
 
 
+def npy_file(shape: str) -> str:
+    """An npy file whose header says so."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return write("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
 def several() -> str:
     np.savez("x.npz", np.ones(3), np.ones(3))
     return "x.npz"
@@ -402,9 +426,66 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     ),
     "no header entries": (
         lambda: safetensors_file({"a": {"dtype": "F32"}}),
-        "x.safetensors",
+        "lacks 'data_offsets'",
     ),
+    "data before its begin": (
+        lambda: safetensors_file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
+        "begins at byte -8",
+    ),
+    "negative shape": (
+        lambda: safetensors_file({"a": {"dtype": "F32", "shape": [2, -1], "data_offsets": [0, -8]}}),
+        "has shape (2, -1)",
+    ),
+    "shape of floats": (
+        lambda: safetensors_file({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}),
+        "has shape (2.0,)",
+    ),
+    "enormous, but empty": (lambda: npy_file("(0, 99999999999999999999999)"), "has shape (0, 9"),
+    "shape of bools": (lambda: npy_file("(True, 4)"), "x.npy"),
+    "no npy header": (lambda: npy_file("x"), "header cannot be read"),
+    "bfloat16 in npy": (lambda: saved(np.zeros((3, 3), "V2")), "safetensors"),
 }  # fmt: skip
+
+
+def test_symbolic_links() -> None:
+    """The file that OUT leads to is replaced, not the link."""
+    logits, _ = make()
+    np.save("logits.npy", logits)
+    Path("folder").mkdir()
+    Path("link.npy").symlink_to(Path("folder/out.npy"))
+    assert main(["softmax", "logits.npy", "link.npy"]) == 0
+    assert Path("link.npy").is_symlink()
+    assert_same_bits(np.load("folder/out.npy"), softlane.softmax(logits), "through a link")
+
+
+def test_inputs_are_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    logits, targets = make()
+    np.save("logits.npy", logits)
+    np.save("targets.npy", targets)
+    for option in ("--per-token", "--plot"):
+        line = refused(capsys, "score", "logits.npy", "targets.npy", option, "./targets.npy")
+        assert "and of an input" in line
+    assert (np.load("targets.npy") == targets).all()
+
+
+def test_targets_without_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("logits.npy", np.zeros((3, 0)))
+    np.save("targets.npy", [IGNORED, 0, IGNORED])
+    line = refused(capsys, "score", "logits.npy", "targets.npy")
+    assert "targets.npy[1] is 0, expected 0 <= target < 0" in line
+
+
+def test_too_little_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, _ = make()
+    np.save("logits.npy", logits)
+
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 4 TiB")
+
+    monkeypatch.setattr(softlane, "softmax", failing)
+    assert "not enough memory" in refused(capsys, "softmax", "logits.npy", "out.npy")
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -477,7 +558,7 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "posix_fallocate", allocate, raising=False)
     np.save("x.npy", np.zeros((30, 7)))
-    assert "No space left" in refused(capsys, "softmax", "x.npy", "out.npy")
+    assert "out.npy: No space left" in refused(capsys, "softmax", "x.npy", "out.npy")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

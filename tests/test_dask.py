@@ -288,6 +288,13 @@ def test_the_class_axis_is_never_gathered(monkeypatch: pytest.MonkeyPatch) -> No
 # ---- errors -------------------------------------------------------------------------------------
 
 
+def test_chunks_of_unknown_lengths() -> None:
+    logits = da.zeros((6, 4), chunks=(3, 2))
+    some = logits[:, 0] == 0
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        softlane.dask.cross_entropy(logits[some], da.zeros(6, dtype=int, chunks=3)[some])
+
+
 def test_errors_at_once() -> None:
     x = da.zeros((4, 6), chunks=2)
     with pytest.raises(TypeError, match="x has dtype complex128"):

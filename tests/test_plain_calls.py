@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,20 +53,19 @@ def targets_of(x: Array, axis: int) -> Iterator[Any]:
 def calls(x: Array, axis: int) -> Iterator[Callable[[], Any]]:
     kinds = (1.0, 0.5, 2, np.float64(3), True, 0.0, -1.0, float("nan"), float("inf"), None, "1")
     for t in kinds:
-        for f in (softlane.softmax, softlane.log_softmax):
-            yield lambda f=f, t=t: f(x, axis, temperature=t)
-        for f in (softlane.softmax_backward, softlane.log_softmax_backward):
-            yield lambda f=f, t=t: f(x, x, axis, temperature=t)
-            yield lambda f=f, t=t: f(x, x.astype("d"), axis, temperature=t)
-            yield lambda f=f, t=t: f(x, x[1:], axis, temperature=t)
-    yield lambda: softlane.logsumexp(x, axis)
-    for f in (softlane.cross_entropy, softlane.cross_entropy_with_grad):
+        for name in ("softmax", "log_softmax"):
+            yield partial(getattr(softlane, name), x, axis, temperature=t)
+            for y in (x, x.astype("d"), x[1:]):
+                yield partial(getattr(softlane, f"{name}_backward"), x, y, axis, temperature=t)
+    yield partial(softlane.logsumexp, x, axis)
+    for name in ("cross_entropy", "cross_entropy_with_grad"):
+        loss = getattr(softlane, name)
         for y, r in itertools.product(targets_of(x, axis), ("mean", "sum", "none", "no", None)):
-            yield lambda f=f, y=y, r=r: f(x, y, axis, reduction=r)
+            yield partial(loss, x, y, axis, reduction=r)
         y = next(targets_of(x, axis))
         for t in kinds:
-            yield lambda f=f, y=y, t=t: f(x, y, axis, temperature=t, reduction="none")
-            yield lambda f=f, y=y, t=t: f(x, y, axis, label_smoothing=t)
+            yield partial(loss, x, y, axis, temperature=t, reduction="none")
+            yield partial(loss, x, y, axis, label_smoothing=t)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -97,7 +97,7 @@ def test_ordinary_calls_are_plain(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(softlane, name, watched)
     x, y = np.zeros((2, 3), np.float32), np.array([0, 1])
-    made = {
+    by_name: dict[str, list[tuple[Callable[..., Any], tuple[Array, ...]]]] = {
         "_plain_softmax": [(softlane.softmax, (x,)), (softlane.log_softmax, (x,))],
         "_plain_logsumexp": [(softlane.logsumexp, (x,))],
         "_plain_cross_entropy": [
@@ -108,7 +108,8 @@ def test_ordinary_calls_are_plain(name: str, monkeypatch: pytest.MonkeyPatch) ->
             (softlane.softmax_backward, (x, x)),
             (softlane.log_softmax_backward, (x, x)),
         ],
-    }[name]
+    }
+    made = by_name[name]
     for function, arguments in made:
         parameters = inspect.signature(function).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

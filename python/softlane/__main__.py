@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError as error:
+        refuse(f"not enough memory. {error}")
     except (ImportError, IndexError, TypeError, ValueError) as error:
         refuse(str(error))
     else:

@@ -128,12 +128,19 @@ def score(arguments: argparse.Namespace) -> int:
         losses = picture = None
         if arguments.per_token is not None:
             _files.check_npy_name(arguments.per_token)
+            _files.check_not_among(arguments.per_token, arguments.logits, arguments.targets)
             part = outputs.enter_context(_files.beside(arguments.per_token))
             losses = _files.create_npy(part, samples, dtype, logits.order)
         if arguments.plot is not None:
+            _files.check_not_among(arguments.plot, arguments.logits, arguments.targets)
             require_matplotlib()
             picture = outputs.enter_context(_files.beside(arguments.plot))
 
+        if logits.shape[axis] == 0:  # no blocks come, and no target is a class
+            index = tuple(slice(0, n) for n in samples)
+            y = targets.block(index)
+            check_targets(y, y != ignored, 0, index, arguments.targets)
+            tally.ignored = int(np.size(y))
         for index in cut(logits, axis):
             block = logits.block(index)
             sample_index = index[:axis] + index[axis + 1 :]
@@ -144,11 +151,12 @@ def score(arguments: argparse.Namespace) -> int:
                 block, y, axis,
                 ignore_index=ignored, label_smoothing=smoothing, reduction="none",
             )  # fmt: skip
-            predicted = block.argmax(axis)
+            largest, predicted = first_largest(block, axis)
             surprise = softlane.cross_entropy(  # of the prediction: no class is ignored
                 block, predicted, axis, ignore_index=-1, reduction="none"
             )
-            tally.add(loss[used], np.exp(-surprise[used], dtype=float), (predicted == y)[used])
+            is_hit = (predicted == y) & (largest == largest)  # NaN predicts nothing
+            tally.add(loss[used], np.exp(-surprise[used], dtype=float), is_hit[used])
             tally.ignored += int(np.size(used) - np.count_nonzero(used))
             if losses is not None:
                 losses.block(sample_index, "r+")[...] = loss
@@ -157,6 +165,29 @@ def score(arguments: argparse.Namespace) -> int:
             figure_of(tally).savefig(picture, format=suffix or "png")
     report(tally, as_json=arguments.json)
     return 0
+
+
+def first_largest(block: Array, axis: int) -> tuple[Array, Array]:
+    """The largest elements along an axis, NaN where there is one, and where the first of them is.
+
+    `argmax` copies what it is given from a file, so a block that holds a long row goes in parts.
+    """
+    length = block.shape[axis]
+    step = max(1, BLOCK * length // max(1, block.nbytes))
+
+    def from_part(start: int) -> tuple[Array, Array]:
+        part = block[(slice(None),) * axis + (slice(start, start + step),)]
+        at = part.argmax(axis)
+        found = np.take_along_axis(part, np.expand_dims(at, axis), axis).squeeze(axis)
+        return found, at + start
+
+    largest, position = from_part(0)
+    for start in range(step, length, step):
+        found, at = from_part(start)
+        better = (found > largest) | ((found != found) & (largest == largest))
+        largest = np.where(better, found, largest)
+        position = np.where(better, at, position)
+    return largest, position
 
 
 def check_targets(y: Any, used: Any, classes: int, index: Any, path: str) -> None:
@@ -197,7 +228,8 @@ class Tally:
         self.tokens += np.bincount(at, minlength=self.bins)
         self.hits += np.bincount(at[is_hit], minlength=self.bins)
         self.confidence += np.bincount(at, confidence, self.bins)
-        at = bin_of(loss / self.loss_width, self.loss_bins)
+        with np.errstate(over="ignore"):
+            at = bin_of(loss / self.loss_width, self.loss_bins)
         self.histogram += np.bincount(at, minlength=self.loss_bins)
 
     def results(self) -> dict[str, float]:

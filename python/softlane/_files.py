@@ -6,9 +6,11 @@ path in its one line of text.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +55,10 @@ class FileArray:
     offset: int
 
     def __post_init__(self) -> None:
+        sizes = [self.dtype.itemsize, *self.shape]
+        sound = all(type(n) is int and n >= 0 for n in sizes)
+        if not sound or math.prod(n for n in sizes if n > 0) > sys.maxsize:
+            raise ValueError(f"{self.path}: the array has shape {self.shape}")
         end = self.offset + math.prod(self.shape) * self.dtype.itemsize
         size = self.path.stat().st_size
         if size < end:
@@ -114,6 +120,8 @@ def open_array(path: str, role: str) -> FileArray | LoadedArray:
                 return _safetensors(file_path, file, role)
         except OSError:
             raise
+        except KeyError as error:
+            raise ValueError(f"{path}: its header lacks {error}") from None
         except Exception as error:
             text = str(error)
             raise ValueError(text if text.startswith(path) else f"{path}: {text}") from None
@@ -125,11 +133,14 @@ def _npy(path: Path, file: BinaryIO) -> FileArray:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its npy version is {version}, expected (1, 0) or (2, 0)")
     read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-    shape, is_fortran, dtype = read(file)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"the array has shape {shape}")
+    try:
+        shape, is_fortran, dtype = read(file)
+    except (SyntaxError, TypeError, ValueError):  # whose texts speak of Python's parser
+        raise ValueError("its npy header cannot be read") from None
     if dtype.hasobject:
         raise ValueError(f"the array has dtype {dtype}, Python objects")
+    if dtype == np.dtype("V2"):
+        raise ValueError("the array has dtype |V2, as npy files have no bfloat16: safetensors do")
     return FileArray(path, dtype, shape, "F" if is_fortran else "C", file.tell())
 
 
@@ -161,6 +172,8 @@ def _safetensors(path: Path, file: BinaryIO, role: str) -> FileArray:
     dtype = _arrays.requested_dtype(name) if name == "bfloat16" else np.dtype(name)
     begin, end = tensor["data_offsets"]
     shape = tuple(tensor["shape"])
+    if type(begin) is not int or begin < 0:
+        raise ValueError(f"its tensor begins at byte {begin} of the data")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - begin} bytes for a tensor of shape {shape} and dtype {dtype}")
     return FileArray(path, dtype, shape, "C", 8 + length + begin)
@@ -208,7 +221,7 @@ def beside(path: str) -> Iterator[Path]:
 
     After an exception nothing is left of it, and what had the given name still has it.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # what a symbolic link leads to is what is replaced
     if target.is_dir():
         raise IsADirectoryError(None, "is a directory, expected a file", path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -219,6 +232,10 @@ def beside(path: str) -> Iterator[Path]:
     try:
         yield part
         part.replace(target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and not error.filename:
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -232,6 +249,13 @@ def create_npy(path: Path, shape: Shape, dtype: DType, order: Order) -> FileArra
         if hasattr(os, "posix_fallocate"):  # else a full disk would kill a process that writes
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return _npy(path, file)
+
+
+def check_not_among(output: str, *inputs: str) -> None:
+    """That an output has the name of no input."""
+    for path in inputs:
+        if Path(output).exists() and Path(output).samefile(path):
+            raise ValueError(f"{output} is the name of an output, and of an input")
 
 
 def check_npy_name(path: str) -> None:

@@ -255,6 +255,11 @@ def cross_entropy(
     samples = _arrays.without_axes(z.shape, (class_axis,))
     if y.dtype.kind not in "iu":
         raise TypeError(f"targets has dtype {y.dtype}, expected an integer type")
+    if any(n != n for n in (*samples, *y.shape)):
+        raise ValueError(
+            "logits and targets have chunks of unknown lengths, which might differ: "
+            "call compute_chunk_sizes() on both"
+        )
     if y.shape != samples:
         raise ValueError(
             f"targets has shape {y.shape}, expected {samples}: "
