@@ -444,7 +444,7 @@ PyObject* plain_logsumexp_call(PyObject* const* a) {
   into.dtype = wide ? DType::kFloat64 : DType::kFloat32;
   const uint64_t axes = uint64_t{1} << plain->axis;
   if (into.ndim == 0) {
-    char value[sizeof(double)];
+    alignas(double) char value[sizeof(double)];
     into.data = value;
     compute(plain->elements, [&] { logsumexp(from, into, nullptr, axes, nullptr, nullptr); });
     return scalar(value, wide).release().ptr();
@@ -488,7 +488,7 @@ PyObject* plain_cross_entropy_call(PyObject* const* a) {
   args.axis = plain->axis;
   if (!has_reduced_shape(args.logits, uint64_t{1} << plain->axis, args.targets)) Py_RETURN_NONE;
   const bool wide = args.logits.dtype == DType::kFloat64;
-  char value[sizeof(double)];
+  alignas(double) char value[sizeof(double)];
   View loss, gradients;
   loss.data = value;
   loss.dtype = wide ? DType::kFloat64 : DType::kFloat32;
