@@ -242,7 +242,9 @@ struct SoftmaxGrad {
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
-    const auto tiny = AndNot(Eq(y, zero), Lt(Abs(r), V::Set(Tiny<V>())));
+    const auto small = Lt(Abs(r), V::Set(Tiny<V>()));
+    if (!AnyTrue(small)) return r;
+    const auto tiny = AndNot(Eq(y, zero), small);  // not what is 0 beside an output of 0
     return AnyTrue(tiny) ? IfThenElse(tiny, Small(g, y), r) : r;
   }
   SOFTLANE_RARE V Small(V g, V y) const {
