@@ -672,22 +672,6 @@ def cross_entropy(
     >>> print(softlane.cross_entropy(logits, [[0.9, 0.1, 0.0], [0.0, 0.2, 0.8]]).round(8))
     1.24853977
     """
-    if (
-        weight is None
-        and sample_weight is None
-        and ignore_index is _IGNORED
-        and z_loss is _ZERO
-        and softcap is None
-        and where is None
-        and dtype is None
-        and out is None
-        and return_stats is False
-    ):
-        result = _plain_cross_entropy(
-            logits, targets, axis, label_smoothing, temperature, reduction, False
-        )
-        if result is not None:
-            return result
     return _cross_entropy(
         logits,
         targets,
@@ -820,22 +804,6 @@ def cross_entropy_with_grad(
     [[-0.1705  0.1212  0.0493]
      [ 0.0543  0.4012 -0.4555]]
     """
-    if (
-        weight is None
-        and sample_weight is None
-        and ignore_index is _IGNORED
-        and z_loss is _ZERO
-        and softcap is None
-        and where is None
-        and dtype is None
-        and grad_out is None
-        and return_stats is False
-    ):
-        result = _plain_cross_entropy(
-            logits, targets, axis, label_smoothing, temperature, reduction, True
-        )
-        if result is not None:
-            return result
     return _cross_entropy(
         logits,
         targets,
@@ -877,6 +845,23 @@ def _cross_entropy(
     with_grad: bool = False,
     grad_out: Any = None,
 ) -> Any:
+    if (
+        weight is None
+        and sample_weight is None
+        and ignore_index is _IGNORED
+        and z_loss is _ZERO
+        and softcap is None
+        and where is None
+        and dtype is None
+        and out is None
+        and grad_out is None
+        and return_stats is False
+    ):
+        result = _plain_cross_entropy(
+            logits, targets, axis, label_smoothing, temperature, reduction, with_grad
+        )
+        if result is not None:
+            return result
     z = _arrays.as_array(logits, "logits")
     grad_dtype = _arrays.float_dtype(z.dtype, "logits")
     loss_dtype = _arrays.reduced_dtype(grad_dtype)
@@ -1120,10 +1105,6 @@ def softmax_backward(
     >>> print(softlane.softmax_backward([1.0, 0.0, 0.0], y).round(8))
     [ 0.08192507 -0.02203304 -0.05989202]
     """
-    if out is None:
-        result = _plain_backward(grad_output, output, axis, False, temperature)
-        if result is not None:
-            return result
     return _backward(grad_output, output, axis, temperature, out, log=False)
 
 
@@ -1187,16 +1168,16 @@ def log_softmax_backward(
     >>> print(softlane.log_softmax_backward([1.0, 0.0, 0.0], y).round(8))
     [ 0.90996943 -0.24472847 -0.66524096]
     """
-    if out is None:
-        result = _plain_backward(grad_output, output, axis, True, temperature)
-        if result is not None:
-            return result
     return _backward(grad_output, output, axis, temperature, out, log=True)
 
 
 def _backward(
     grad_output: Any, output: Any, axis: Any, temperature: Any, out: Any, *, log: bool
 ) -> Any:
+    if out is None:
+        plain = _plain_backward(grad_output, output, axis, log, temperature)
+        if plain is not None:
+            return plain
     g = _arrays.as_array(grad_output, "grad_output")
     y = _arrays.as_array(output, "output")
     computed = _arrays.float_dtype(g.dtype, "grad_output")
