@@ -742,9 +742,7 @@ def test_gradients_at_extreme_temperatures(isa: str, temperature: float) -> None
     for options in ({}, {"weight": w}, {"label_smoothing": 0.1}, {"weight": w, "softcap": 50.0}):
         more: dict[str, Any] = {"temperature": temperature, **options}
         _, grad = softlane.cross_entropy_with_grad(x, y, reduction="none", **more)
-        # Seven roundings of the cap's slope.
-        bar = oracle.BARS["float64"] + 3.5 if "softcap" in options else None
-        check_ulp(grad, oracle.cross_entropy(x, y, **more).grad, bar)
+        check_ulp(grad, oracle.cross_entropy(x, y, **more).grad)
     shares = rng.integers(0, 128, (6, 9)).astype(np.float64)
     _, grad = softlane.cross_entropy_with_grad(x, shares, temperature=temperature)
     exact = oracle.cross_entropy(x, shares, temperature=temperature, reduction="mean").grad

@@ -732,11 +732,11 @@ def softcap_bar(dtype: DType, softcap: float, temperature: float, factor: float)
 
     In float64 κ·tanh(u) is off by up to 5 roundings of 2^-53 of κ (a division, expm1 to 1 ulp, a
     sum, a quotient, a product). Two such errors meet in the exponent of every exp(z/T): 20·κ/T ulp of
-    2^-52/2 in each probability; the slope 1/cosh² has 8 roundings of its own.
+    2^-52/2 in each probability; the slope 1/cosh² has twice the error of exp and a rounding of its own.
     """
     if dtype != np.float64:
         return oracle.BARS[dtype.name]
-    return oracle.BARS["float64"] + 20 * softcap / temperature + factor * 8
+    return oracle.BARS["float64"] + 20 * softcap / temperature + factor * 2.5
 
 
 @every_float

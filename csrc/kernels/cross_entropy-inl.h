@@ -933,7 +933,13 @@ inline void SoftcapBackwardArray(const double* x, double* grad, size_t n, double
     const V rest = Div(Sub(Sub(Abs(v), back.hi), back.lo), limit);
     const V e = Elementary<V>::Exp(Sub(zero, u));
     const V sharp = Sub(e, Mul(e, IfThenElseZero(Lt(u, V::Set(0x1p30)), rest)));
-    const V slope = Div(Mul(two, sharp), Add(one, Mul(sharp, sharp)));
-    return IfThenElse(Eq(g, zero), zero, Mul(Mul(g, slope), slope));
+    // In two doubles: nothing but the error of e, and one rounding.
+    const Double2<V> s =
+        Div(ToDouble2(Mul(two, sharp)), Add(ToDouble2(one), TwoProd(sharp, sharp)));
+    const V once = Mul(g, s.hi);
+    const V low = MulAdd(g, s.lo, MulSub(g, s.hi, once));
+    const V all = MulAdd(once, s.hi, MulAdd(once, s.lo, Mul(low, s.hi)));
+    const V plain = Mul(once, s.hi);
+    return IfThenElse(Eq(g, zero), zero, IfThenElse(Eq(Sub(all, all), zero), all, plain));
   });
 }
