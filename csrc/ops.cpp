@@ -752,17 +752,14 @@ class CrossEntropy {
       batch.divisor_lo = ((divisor_.hi - divisor) + divisor_.lo) * (lift_ / compute_.factor);
     }
     batch.weight = weights_;
-    batch.weight_sum = &weight_sum_;
-    batch.weight_sum_lo = &kZero;
     batch.smoothing = a_.label_smoothing;
     batch.classes = static_cast<double>(classes_);
     batch.z_loss = a_.z_loss;
     double sums[kBlock], sums_lo[kBlock];
-    if (shares_ || own_weights_) {
-      batch.weight_sum = sums;
-      batch.weight_sum_lo = sums_lo;
-      batch.row_facts = {targets, sums, sums_lo};
-    }
+    sums[0] = weight_sum_;  // of all rows, where they have no weights of their own
+    sums_lo[0] = 0;
+    batch.weight_sum = sums;
+    batch.weight_sum_lo = sums_lo;
     // The loss of probabilities is what smoothing alone would make of them.
     if (given_) batch.smoothing = batch.classes = 1;
     double logsumexps[kBlock], log_probs[kBlock], entropies[kBlock];
@@ -949,10 +946,10 @@ class CrossEntropy {
   // probabilities the row's weights are w·t', and the loss is what smoothing alone would make of them.
   void packed(PackedRows& row, RowOptions& options, const Offsets& offsets, size_t i,
               LossBatch batch, void (*kernel)(const LossBatch&)) const {
-    row.seek(offsets, i);
     Slot& logits = row.slots[0];
-    if (compute_.factor > 1) row.find_center(logits);
     if (a_.softcap != 0 && compute_.factor > 1) {
+      row.seek(offsets, i);
+      row.find_center(logits);
       options.center = logits.center;
       active_table().softcap(&options.center, 1, a_.softcap);
       logits.center = 0;
@@ -961,7 +958,6 @@ class CrossEntropy {
     batch.x = scratch.pack(0);
     batch.grad = a_.grad == nullptr ? nullptr : scratch.pack(0);
     batch.x_stride = batch.grad_stride = row.stride(0);
-    batch.offset = (logits.center + options.center) / a_.temperature;
     if (shares_) {
       batch.shares = scratch.pack(1);
       batch.share_stride = row.stride(2);
@@ -970,7 +966,7 @@ class CrossEntropy {
       row.seek(offsets, i + r, r);
       const double classes = static_cast<double>(classes_ - row.count_masked());
       if (given_) {
-        batch.row_facts.targets[r] = likeliest(row, options);
+        batch.targets[r] = likeliest(row, options);
         options.index = r;
         Blend& blend = options.blend;
         const double some = std::max(1.0, classes);
@@ -980,8 +976,8 @@ class CrossEntropy {
         batch.classes = classes;
       }
       const Sum sum = sum_weights(row, given_ ? weight_lo(r) : nullptr);
-      batch.row_facts.weight_sum[r] = sum.hi;
-      batch.row_facts.weight_sum_lo[r] = sum.lo;
+      batch.weight_sum[r] = sum.hi;
+      batch.weight_sum_lo[r] = sum.lo;
     }
     if (own_weights_) {
       batch.weight_stride = classes_;
@@ -990,8 +986,10 @@ class CrossEntropy {
     if (own_weights_ || !direct_weights_ || (a_.weight != nullptr && !row.whole())) {
       batch.weight = reinterpret_cast<const double*>(scratch.pack(1));
     }
-    row.run(offsets, i, batch.count, shares_ ? 5 : 1, a_.grad == nullptr ? -1 : 1,
-            [&] { kernel(batch); });
+    row.run(offsets, i, batch.count, shares_ ? 5 : 1, a_.grad == nullptr ? -1 : 1, [&] {
+      batch.offset = (logits.center + options.center) / a_.temperature;
+      kernel(batch);
+    });
   }
 
   const CrossEntropyArgs& a_;
@@ -1007,7 +1005,6 @@ class CrossEntropy {
   const double* weights_ = nullptr;
   bool direct_weights_ = true;
   double weight_sum_ = 0;
-  static constexpr double kZero = 0;
   Sum divisor_;
 };
 

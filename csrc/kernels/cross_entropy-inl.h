@@ -384,9 +384,9 @@ SOFTLANE_CALL void MakeShareFacts(const LossBatch& b) {
                 best = start + FindFirst(x, count, most);
               });
     const Double2<F64> total = sum.Total();
-    b.row_facts.targets[r] = static_cast<int64_t>(best);
-    b.row_facts.weight_sum[r] = FirstLane(total.hi);
-    b.row_facts.weight_sum_lo[r] = FirstLane(total.lo);
+    b.targets[r] = static_cast<int64_t>(best);
+    b.weight_sum[r] = FirstLane(total.hi);
+    b.weight_sum_lo[r] = FirstLane(total.lo);
   }
 }
 // The same for the columns of a panel.
@@ -407,10 +407,10 @@ SOFTLANE_CALL void MakePanelShareFacts(const LossBatch& b, size_t first, const S
   double at[W::kLanes];
   Store(best, at);
   for (int c = 0; c < shares.columns; ++c) {
-    b.row_facts.targets[first + static_cast<size_t>(c)] = static_cast<int64_t>(at[c]);
+    b.targets[first + static_cast<size_t>(c)] = static_cast<int64_t>(at[c]);
   }
-  StoreN(total.hi, b.row_facts.weight_sum + first, shares.columns);
-  StoreN(total.lo, b.row_facts.weight_sum_lo + first, shares.columns);
+  StoreN(total.hi, b.weight_sum + first, shares.columns);
+  StoreN(total.lo, b.weight_sum_lo + first, shares.columns);
 }
 
 template <class T>

@@ -78,7 +78,7 @@ struct LossBatch {
   void* scratch;
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
-  const int64_t* targets;   // one a row; < 0 or >= n: the row is ignored
+  int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
   const double* coef;       // one a row: its sample weight
   bool weighs;              // not all sample weights are 1
   double divisor;           // of the gradient (the mean's; 1 for a sum)
@@ -88,17 +88,12 @@ struct LossBatch {
   size_t weight_stride;     // from row to row, in elements, of both; 0: all rows have the same
   // Σ weight over the classes that count (n where weight is null), high and low parts; where the rows have
   // weights of their own, of each.
-  const double* weight_sum;
-  const double* weight_sum_lo;
-  // Null, or the probabilities that are the weights of each row, laid out as x; not for columns of half types.
+  double* weight_sum;
+  double* weight_sum_lo;
+  // Null, or the probabilities that are the weights of each row, laid out as x; not for columns of half types. The
+  // kernel then fills targets, weight_sum and weight_sum_lo itself: the likeliest class, and what they add up to.
   const void* shares;
   ptrdiff_t share_stride;
-  // The arrays above where each row has its own: from `shares` the kernel fills them itself, with the likeliest
-  // class for a target and what the probabilities add up to.
-  struct RowFacts {
-    int64_t* targets;
-    double *weight_sum, *weight_sum_lo;
-  } row_facts;
   double smoothing;        // ε
   double classes;          // C in ε/C
   double z_loss;           // λ of λ·logsumexp²

@@ -424,7 +424,7 @@ class Runner {
         batch.weight = weighted ? weight.data() : nullptr;
         double weight_sum = weighted ? 0 : static_cast<double>(n);
         for (double w : weight) weight_sum += weighted ? w : 0;
-        const double zero = 0;
+        double zero = 0;
         batch.weight_sum = &weight_sum;
         batch.weight_sum_lo = &zero;
         batch.weighs = weighted;
@@ -446,7 +446,6 @@ class Runner {
             batch.shares = shares.at(r, 0);
             batch.weight_sum = &sums[r];
             batch.weight_sum_lo = &sums_lo[r];
-            batch.row_facts = {&targets[r], &sums[r], &sums_lo[r]};
           } else {
             chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
           }
