@@ -349,8 +349,15 @@ void SoftmaxBackwardCols(const BackwardBatch& b) {
   ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
 }
 
-// Rows up to this length are summed several at a time; more of longer ones would not stay in the L1 cache.
-constexpr size_t kBlockedPair = 512;
+// How many rows are summed at a time, whose sums are then looked at and split together; more of long ones would
+// not stay in the L1 cache.
+template <class V>
+inline size_t PairBlock(const BackwardBatch& b) {
+  constexpr size_t kBytes = 32768;
+  if (b.chunked != nullptr) return 1;
+  const size_t fit = kBytes / (2 * sizeof(typename V::Scalar) * b.n);
+  return fit < 1 ? 1 : Min(fit, V::kLanes);
+}
 
 template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
@@ -359,31 +366,32 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
     return;
   }
-  // Some rows at a time, whose sums are then looked at and split together.
-  using S = RowLanes;
-  const size_t block = b.chunked == nullptr && b.n <= kBlockedPair ? S::kLanes : 1;
+  using W = Wide<V>;
+  const size_t block = PairBlock<V>(b);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
-    double hi[S::kLanes] = {}, lo[S::kLanes] = {};
-    for (size_t r = 0; r < rows; ++r) {
-      const Double2<F64> dot = WithDotSum<V>(b.n, [&](auto sum) SOFTLANE_LAMBDA {
-        ForPairVectors<T>(b, first + r, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, sum); });
-        return sum.Total();
-      });
-      hi[r] = FirstLane(dot.hi);
-      lo[r] = FirstLane(dot.lo);
-    }
-    const Double2<S> totals = {S::Load(hi), S::Load(lo)};
-    const auto parts = SplitFor<V>(totals);
-    const PerRow fits(SoftmaxGrad<V>::Fits(totals, b.scale)), high(parts.hi), low(parts.lo);
+    const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
+      using Sum = decltype(kind);
+      decltype(kind.Lanes()) lanes[V::kLanes];
+      for (size_t r = 0; r < rows; ++r) {
+        Sum dot;
+        ForPairVectors<T>(b, first + r, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, dot); });
+        lanes[r] = dot.Lanes();
+      }
+      return FoldRows<SumOf, V::kLanes>(lanes, rows);
+    });
+    const Double2<W> totals = Settled(sum);
+    const Split<V> parts(totals);
+    const PerRow high(parts.hi), low(parts.lo), fits(SoftmaxGrad<V>::Fits(totals, b.scale));
+    const PerRow total(totals.hi);
     const bool may_lose = MayLose<V>(b.n, totals);
     for (size_t r = 0; r < rows; ++r) {
       const size_t row = first + r;
-      const bool lost = may_lose && hi[r] == 0 && LargestGrad<true, T>(b, row) != 0;
+      const bool lost = may_lose && total[r] == 0 && LargestGrad<true, T>(b, row) != 0;
       if (lost || fits[r] == 0) {
         SoftmaxBackwardRow<T>(b, row);
       } else {
-        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(high.As<V>(r), low.As<V>(r))));
+        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(high.All(r), low.All(r))));
       }
     }
   }
@@ -408,11 +416,11 @@ struct LogSoftmaxGrad {
   using W = Wide<V>;
   using Format = ExpFormat<typename V::Scalar>;
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
-  ExpReference<V> ref;
-  Split<V> sum;
-  explicit LogSoftmaxGrad(Double2<W> total)
-      : ref(MakeReference(V::Set(0), UnitFactor<V>())), sum(Mul(total, Unit())) {}
+  Split<V> sum;  // in units of 2^kSpare
+  explicit LogSoftmaxGrad(Split<V> in_units) : sum(in_units) {}
+  explicit LogSoftmaxGrad(Double2<W> total) : sum(Mul(total, Unit())) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
+    const ExpReference<V> ref = UnitReference<V>();
     const ExpParts<V> e = Exp<true>(Max(ref.floor, y), ref);
     const V leading = NegMulAdd(e.scale, sum.hi, g);
     const V rest = MulAdd(Mul(e.z, e.scale), sum.hi, Mul(e.scale, sum.lo));
@@ -547,19 +555,34 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
     return;
   }
-  for (size_t row = 0; row < b.count; ++row) {
-    GradTotals<V> totals;
-    WholeSum<V> sum;
-    constexpr auto kLeast = static_cast<typename V::Scalar>(-kInf);
-    ForPairVectors<T>(b, row, kLeast, [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); });
-    totals = {V::Set(MaxLane(totals.largest)), V::Set(MaxLane(totals.top))};
-    const Double2<F64> all = sum.Total();
-    const Double2<W> total = {W::Set(FirstLane(all.hi)), W::Set(FirstLane(all.lo))};
-    const W fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
-    if (AnyTrue(Eq(fits, W::Set(0)))) {
-      LogSoftmaxBackwardRow<T>(b, row);
-    } else {
-      MapPairs<T>(b, row, LogSoftmaxGrad<V>(total));
+  const size_t block = PairBlock<V>(b);
+  for (size_t first = 0; first < b.count; first += block) {
+    const size_t rows = Min(block, b.count - first);
+    decltype(WholeSum<V>().Lanes()) lanes[V::kLanes];
+    V largest[V::kLanes], top[V::kLanes];
+    for (size_t r = 0; r < rows; ++r) {
+      GradTotals<V> totals;
+      WholeSum<V> sum;
+      constexpr auto kLeast = static_cast<typename V::Scalar>(-kInf);
+      ForPairVectors<T>(b, first + r, kLeast,
+                        [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); });
+      lanes[r] = sum.Lanes();
+      largest[r] = totals.largest;
+      top[r] = totals.top;
+    }
+    const Double2<W> sums = Settled(FoldRows<SumOf, V::kLanes>(lanes, rows));
+    const GradTotals<V> totals{FoldRows<MaxOf, V::kLanes>(largest, rows),
+                               FoldRows<MaxOf, V::kLanes>(top, rows)};
+    const LogSoftmaxGrad<V> grads(sums);
+    const PerRow high(grads.sum.hi), low(grads.sum.lo);
+    const PerRow fits(LogSoftmaxGrad<V>::Fits(sums, totals, b.n, b.scale));
+    for (size_t r = 0; r < rows; ++r) {
+      if (fits[r] == 0) {
+        LogSoftmaxBackwardRow<T>(b, first + r);
+      } else {
+        const Split<V> sum(high.All(r), low.All(r));
+        MapPairs<T>(b, first + r, LogSoftmaxGrad<V>(sum));
+      }
     }
   }
 }

@@ -463,43 +463,28 @@ inline Double2<W> LiveExp(Double2<W> e) {
   return {IfThenElse(dead, W::Set(0), e.hi), IfThenElse(dead, W::Set(0), e.lo)};
 }
 
-// What the gradients of a block of rows are made of, row by row.
+// What the gradients of a block of rows are made of, a row a lane.
 template <class V>
 struct RowGrads {
-  RowFactors<V> factors;
-  PerRow share_hi, share_lo, at_target;
-  PerRow spare;  // how far the least exp is above what Factor calls small
-  RowGrads(const GradTerms<RowLanes>& terms, const FactorParts<RowLanes>& parts, RowLanes least)
-      : factors(parts),
-        share_hi(terms.share.hi),
-        share_lo(terms.share.lo),
-        at_target(terms.at_target),
-        spare(Sub(least, parts.small)) {}
+  Factor<V> factor;
+  Double2<Wide<V>> share;
 };
 
-// Writes the gradient of row r of a block from its kept exps, or from the logits again.
+// Writes the gradient of row r of a block, but for the target's, where factors are not plain or exps not kept.
 template <class T>
-inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, size_t row, T* grad,
-                      const typename Vec<T>::Scalar* kept, const RowGrads<Vec<T>>& grads,
-                      bool smooth, size_t target) {
+SOFTLANE_CALL void WriteRareGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, size_t row,
+                                 T* grad, RowsAt<typename Vec<T>::Scalar> kept,
+                                 const RowGrads<Vec<T>>& grads, bool smooth, double at_target) {
   using V = Vec<T>;
   using W = Wide<V>;
-  const Factor<V> factor = grads.factors[r];
-  const Double2<W> share = {W::Set(grads.share_hi[r]), W::Set(grads.share_lo[r])};
-  const auto at_target = static_cast<typename V::Scalar>(grads.at_target[r]);
+  const Factor<V> factor = FactorOfRow(grads.factor, r);
+  const Double2<W> share = {PerRow(grads.share.hi).All(r), PerRow(grads.share.lo).All(r)};
   const ExpReference<V> ref = rows.Ref(r);
-  const auto put_target = [&](T* to, size_t start, size_t chunk) {
-    if (target - start < chunk) StoreOne(at_target, to + (target - start));
-  };
-  if (kept != nullptr) {
-    if (grads.spare[r] >= 0) {
-      MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor.Plain(e); });
-    } else {
-      MapRow<V>(kept, grad, b.n, [=](size_t, V e) { return factor(e); });
-    }
-    put_target(grad, 0, b.n);
+  if (kept.first != nullptr) {
+    MapRow<V>(kept[r], grad, b.n, [&](size_t, V e) { return factor(e); });
     return;
   }
+  const auto target = static_cast<size_t>(b.targets[row]);
   ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
     T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
     if (smooth) {
@@ -512,8 +497,11 @@ inline void WriteGrad(const LossBatch& b, const RowBlock<T>& rows, size_t r, siz
     } else {
       MapRow<V>(p, to, chunk, [&](size_t, V v) { return factor(Value(Exp(v, ref))); });
     }
-    put_target(to, start, chunk);
-    if (b.chunked != nullptr) b.chunked->put(b.chunked->context, 1, start, chunk);
+    if (b.chunked == nullptr) return;
+    if (target - start < chunk) {
+      StoreOne(static_cast<typename V::Scalar>(at_target), to + (target - start));
+    }
+    b.chunked->put(b.chunked->context, 1, start, chunk);
   });
 }
 
@@ -601,18 +589,18 @@ inline void PutNoStats(const LossBatch& b, size_t sample) {
 
 template <class T>
 SOFTLANE_CALL void PutRowStats(const LossBatch& b, size_t first, const RowBlock<T>& rows,
-                               const Sample<Vec<T>, RowLanes>& s,
-                               const LossTerms<RowLanes>& terms) {
+                               const Sample<Vec<T>, Wide<Vec<T>>>& s,
+                               const LossTerms<Wide<Vec<T>>>& terms) {
   using W = Wide<Vec<T>>;
   const Double2<W> inverse = {W::Set(b.scale.inv_hi), W::Set(b.scale.inv_lo)};
   const PerRow max(s.stats.max);
-  double hi[RowLanes::kLanes] = {}, lo[RowLanes::kLanes] = {};
+  double hi[W::kLanes] = {}, lo[W::kLanes] = {};
   for (size_t r = 0; r < rows.rows; ++r) {
     const Double2<F64> spread = RowEntropy(b, rows, r, max[r], inverse);
     hi[r] = FirstLane(spread.hi);
     lo[r] = FirstLane(spread.lo);
   }
-  const auto stats = MakeSampleStats(s, terms, {RowLanes::Load(hi), RowLanes::Load(lo)});
+  const auto stats = MakeSampleStats(s, terms, {W::Load(hi), W::Load(lo)});
   const PerRow logsumexp(stats.logsumexp), log_prob(stats.log_prob), entropy(stats.entropy);
   for (size_t r = 0; r < rows.rows; ++r) {
     if (Ignored(b, first + r)) {
@@ -620,7 +608,8 @@ SOFTLANE_CALL void PutRowStats(const LossBatch& b, size_t first, const RowBlock<
       continue;
     }
     const bool has_nan = entropy[r] != entropy[r] && HasNaN(rows.x[r], b.n, b.chunked);
-    PutStats(b, first + r, max[r], logsumexp[r], log_prob[r], entropy[r], rows.top[r], has_nan);
+    PutStats(b, first + r, max[r], logsumexp[r], log_prob[r], entropy[r], rows.FirstMaximum(r),
+             has_nan);
   }
 }
 
@@ -728,14 +717,12 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   PanelFacts<V> facts;
   if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, max, ref, terms);
   const auto kept = KeepPanel(out, b.n, b.scratch);
-  sample.stats.max = Widen(max);
-  sample.stats.top = Widen(Exp(max, ref));
-  sample.stats.others = b.grad == nullptr || terms.smooth
-                            ? PanelSum<true>(panel, b.n, range, ref, [](size_t, ExpParts<V>) {})
-                            : PanelSum<true>(panel, b.n, range, ref, [&](size_t i, ExpParts<V> e) {
-                                kept.Store(i, Value(e));
-                              });
-  sample.stats.DropFloor(b.n);
+  if (b.grad == nullptr || terms.smooth) {
+    sample.stats = PanelStats(panel, b.n, range, ref, [](size_t, ExpParts<V>) {});
+  } else {
+    sample.stats = PanelStats(panel, b.n, range, ref,
+                              [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+  }
   StoreN(SampleLoss(sample, terms), b.loss + first, panel.columns);
   if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
   if (!given.all_live) {
@@ -791,10 +778,11 @@ void CrossEntropyCols(const LossBatch& b) {
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked) && b.weight_stride == 0) {
+  const size_t longest = b.grad == nullptr ? kShortSum<V> : kShortRow;
+  if (AreShort(b.count, b.n, b.chunked, longest) && b.weight_stride == 0) {
     using Scalar = typename V::Scalar;
     constexpr auto kStep = static_cast<ptrdiff_t>(V::kLanes * sizeof(Scalar));
-    Scalar tile[kShortRow * V::kLanes];
+    Scalar tile[kLongestTile<V> * V::kLanes];
     const auto terms = MakeTerms<Wide<V>>(b);
     ForTiles<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
                 [&](size_t first, auto panel, auto out) {
@@ -809,38 +797,39 @@ void CrossEntropyRows(const LossBatch& b) {
     return;
   }
   if (b.shares != nullptr) MakeShareFacts<T>(b);
-  const LossTerms<RowLanes> terms = MakeTerms<RowLanes>(b);
+  const auto terms = MakeTerms<Wide<V>>(b);
   // Statistics and smoothing need all logits again.
   const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
+  ExpBuffer<T> buffer;
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    using W = RowLanes;
+    using W = Wide<V>;
     using Scalar = typename V::Scalar;
     constexpr size_t kRows = RowBlock<T>::kRows;
-    Scalar* kept[kRows] = {};
+    typename RowBlock<T>::Rows live = 0;
     Scalar logit[V::kLanes] = {};
     double weight[kRows] = {}, weight_lo[kRows] = {}, coef[kRows] = {}, gap_hi[kRows] = {},
            gap_lo[kRows] = {};
-    const PerRow max(LowLanes<V>(Widen(rows.max)));
+    const PerRow max(rows.max);
     for (size_t r = 0; r < rows.rows; ++r) {
       if (Ignored(b, first + r)) continue;
+      live |= typename RowBlock<T>::Rows{1} << r;
       // Read before the exps overwrite a gradient that lies over its logits.
       const auto target = static_cast<size_t>(b.targets[first + r]);
       logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
       weight[r] = RowWeights<T>(b, first + r, target, 1).First(&weight_lo[r]);
       coef[r] = b.coef[first + r];
       if (terms.smooth) {
-        const Double2<F64> gap = RowGap(b, first + r, rows.x[r], max[r]);
+        const Double2<F64> gap = RowGap(b, first + r, rows.x[r], static_cast<double>(max[r]));
         gap_hi[r] = FirstLane(gap.hi);
         gap_lo[r] = FirstLane(gap.lo);
       }
-      if (keeps) {
-        T* grad = Step<T>(b.grad, first + r, b.grad_stride);
-        kept[r] = ExpBuffer(grad, r, b.n, b.chunked, b.scratch);
-      }
-      rows.template SumRow<true>(r, kept[r]);
     }
+    const RowsAt<T> grad{Step<T>(b.grad, first, b.grad_stride), b.grad_stride};
+    RowsAt<Scalar> kept;
+    if (keeps) kept = buffer.Rows(grad, rows.rows, b.n, b.chunked, b.scratch);
+    rows.template SumRows<true>(kept, {}, live);
     Sample<V, W> sample;
-    sample.target = LowLanes<V>(Widen(V::Load(logit)));
+    sample.target = Widen(V::Load(logit));
     sample.weight = {W::Load(weight), W::Load(weight_lo)};
     sample.weight_sum = WeightSums<W>(b, first, rows.rows);
     sample.coef = W::Load(coef);
@@ -851,18 +840,26 @@ void CrossEntropyRows(const LossBatch& b) {
     if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
     if (b.grad == nullptr) return;
     const auto grad_terms = SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms);
-    const RowGrads<V> grads(
-        grad_terms,
-        MakeFactorParts<V>(grad_terms.prob, Div(W::Set(1), grad_terms.prob.hi), grad_terms.sum),
-        rows.StoredExps(rows.min));
+    const auto parts =
+        MakeFactorParts<V>(grad_terms.prob, Div(W::Set(1), grad_terms.prob.hi), grad_terms.sum);
+    const RowGrads<V> grads{PanelFactor<V>(parts), grad_terms.share};
+    const PerRow hi(grads.factor.hi), lo(grads.factor.lo);
+    const PerRow at_target(Narrow(grad_terms.at_target, static_cast<V*>(nullptr)));
+    const auto has_small = MaskBits<V>::Of(Lt(rows.StoredExps(rows.min), grads.factor.small));
     for (size_t r = 0; r < rows.rows; ++r) {
-      T* grad = Step<T>(b.grad, first + r, b.grad_stride);
-      if (Ignored(b, first + r)) {
-        FillRow(grad, b.n, b.chunked, 1, 0);
-      } else {
-        WriteGrad(b, rows, r, first + r, grad, kept[r], grads, terms.smooth,
-                  static_cast<size_t>(b.targets[first + r]));
+      if (!rows.Has(live, r)) {
+        FillRow(grad[r], b.n, b.chunked, 1, 0);
+        continue;
       }
+      if (kept.first == nullptr || rows.Has(has_small, r)) {
+        WriteRareGrad(b, rows, r, first + r, grad[r], kept, grads, terms.smooth,
+                      static_cast<double>(at_target[r]));
+      } else {
+        const V high = hi.All(r), low = lo.All(r);
+        MapRow<V>(kept[r], grad[r], b.n,
+                  [=](size_t, V e) SOFTLANE_LAMBDA { return MulAddExact(e, high, Mul(e, low)); });
+      }
+      if (b.chunked == nullptr) StoreOne(at_target[r], grad[r] + b.targets[first + r]);
     }
   });
 }

@@ -141,6 +141,16 @@ SOFTLANE_CALL ExpReference<V> MakeReference(V max, ExpFactor<V> k) {
   return ref;
 }
 
+// That of a maximum of 0, without a temperature.
+template <class V>
+SOFTLANE_INLINE ExpReference<V> UnitReference() {
+  using Scalar = typename V::Scalar;
+  using Format = ExpFormat<Scalar>;
+  constexpr Scalar kMagic = Format::kMagic + Format::kBias + Format::kSpare;
+  constexpr Scalar kFloor = -(Format::kFloor + Format::kSpare) * static_cast<Scalar>(kLn2DDHi);
+  return {UnitFactor<V>(), V::Set(0), V::Set(kMagic), V::Set(kFloor)};
+}
+
 // c[kFirst] + r·(c[kFirst + 1] + r·(...)).
 template <size_t kFirst, class V, class Scalar, size_t kCount>
 SOFTLANE_INLINE V Horner(V r, const Scalar (&c)[kCount]) {

@@ -294,3 +294,13 @@ SOFTLANE_INLINE size_t FirstBit(uint32_t bits) {
   return i;
 #endif
 }
+// How many bits are set.
+SOFTLANE_INLINE size_t CountBits(uint32_t bits) {
+#if defined(__GNUC__) && SOFTLANE_BACKEND != SOFTLANE_IS_generic
+  return static_cast<size_t>(__builtin_popcount(bits));
+#else
+  size_t count = 0;  // as good as none
+  for (; bits != 0; bits &= bits - 1) ++count;
+  return count;
+#endif
+}

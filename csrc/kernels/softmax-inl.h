@@ -139,9 +139,59 @@ inline typename V::Scalar MinLane(V x) {
   return FoldLane(x, [](V a, V b) { return Min(a, b); });
 }
 
+// What the lanes of a row's vector are folded by.
+struct MaxOf {
+  template <class V>
+  SOFTLANE_INLINE V operator()(V a, V b) const {
+    return Max(a, b);
+  }
+};
+struct MinOf {
+  template <class V>
+  SOFTLANE_INLINE V operator()(V a, V b) const {
+    return Min(a, b);
+  }
+};
+struct SumOf {
+  template <class S>
+  SOFTLANE_INLINE S operator()(S a, S b) const {
+    return AddLanes(a, b);
+  }
+};
+template <int kDistance, class W>
+SOFTLANE_INLINE void Exchange(Double2<W>& a, Double2<W>& b) {
+  Exchange<kDistance>(a.hi, b.hi);
+  Exchange<kDistance>(a.lo, b.lo);
+}
+template <int kDistance, class Op, class S>
+SOFTLANE_INLINE void FoldPairs(S* v, size_t rows) {
+  const auto fold = [=](size_t r, size_t other) SOFTLANE_LAMBDA {
+    S a = v[r], b = v[other];
+    Exchange<kDistance>(a, b);
+    v[r] = Op()(a, b);
+  };
+  if (rows == 2 * kDistance) {
+    Unrolled<kDistance>([=](int r) SOFTLANE_LAMBDA {
+      fold(static_cast<size_t>(r), static_cast<size_t>(r + kDistance));
+    });
+  } else {
+    for (size_t r = 0; r < Min(rows, kDistance); ++r) {
+      fold(r, r + kDistance < rows ? r + kDistance : r);
+    }
+  }
+  if constexpr (kDistance > 1) FoldPairs<kDistance / 2, Op>(v, Min(rows, kDistance));
+}
+// The vectors of up to kLanes rows to one, with the fold of each in the row's lane: the same tree as that of
+// FoldLane and SumLanes, some of whose steps serve several rows. Lanes without a row have copies of others.
+template <class Op, int kLanes, class S>
+SOFTLANE_CALL S FoldRows(S* v, size_t rows) {
+  FoldPairs<kLanes / 2, Op>(v, rows);
+  return v[0];
+}
+
 // ---- the statistics of rows ---------------------------------------------------------------------
 
-// One row of V's elements for each lane of W. `others` is Σ exp without the first maximum, `top` the
+// One row of V's elements for each lane of W. `others` is Σ exp without one maximum, `top` the
 // maximum's own exp, both in units of 2^(N - kSpare).
 template <class V, class W>
 struct Stats {
@@ -154,6 +204,13 @@ struct Stats {
     const W most = W::Set(static_cast<double>(n) * (kFloat ? 0x1p-123 : 0x1p-1018));
     const auto keep = Or(Lt(most, others.hi), IsNaN(others.hi));
     others = {IfThenElseZero(keep, others.hi), IfThenElseZero(keep, others.lo)};
+  }
+  // Counts the maximum's exp once more for each time that it is repeated.
+  void AddRepeats(W count) {
+    const auto any = Lt(W::Set(0), count);
+    if (!AnyTrue(any)) return;
+    const Double2<W> all = Add(others, Mul(top, ToDouble2(count)));
+    others = {IfThenElse(any, all.hi, others.hi), IfThenElse(any, all.lo, others.lo)};
   }
   Double2<W> Sum() const { return Add(others, top); }
   // log(Σ exp(x - max)). For doubles, where it is tiny, it is others / top, subnormal perhaps and rounded
@@ -369,28 +426,32 @@ struct Range {
   }
 };
 template <class V, class T>
-inline Range<V> RangeOf(const T* x, size_t n) {
+SOFTLANE_INLINE Range<V> RangeOf(const T* x, size_t n) {
   constexpr size_t kLanes = V::kLanes;
-  Range<V> r0, r1, r2, r3;
+  Range<V> r0;
   size_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    r0.Add(V::Load(x + i));
-    r1.Add(V::Load(x + i + kLanes));
-    r2.Add(V::Load(x + i + 2 * kLanes));
-    r3.Add(V::Load(x + i + 3 * kLanes));
+  if (n >= 4 * kLanes) {
+    Range<V> r1, r2, r3;
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+      r0.Add(V::Load(x + i));
+      r1.Add(V::Load(x + i + kLanes));
+      r2.Add(V::Load(x + i + 2 * kLanes));
+      r3.Add(V::Load(x + i + 3 * kLanes));
+    }
+    r0.Add(r1);
+    r2.Add(r3);
+    r0.Add(r2);
   }
   for (; i + kLanes <= n; i += kLanes) r0.Add(V::Load(x + i));
   if (i < n) {
     const auto nan = std::numeric_limits<typename V::Scalar>::quiet_NaN();
-    r1.Add(V::LoadN(x + i, static_cast<int>(n - i), nan));
+    r0.Add(V::LoadN(x + i, static_cast<int>(n - i), nan));
   }
-  r0.Add(r1);
-  r2.Add(r3);
-  r0.Add(r2);
   return r0;
 }
 template <class T>
-inline Range<Vec<T>> RowRange(const T* row, size_t n, const ChunkIo* io) {
+SOFTLANE_INLINE Range<Vec<T>> RowRange(const T* row, size_t n, const ChunkIo* io) {
+  if (io == nullptr) return RangeOf<Vec<T>>(row, n);
   Range<Vec<T>> range;
   ForChunks(row, n, io, 0,
             [&](const T* x, size_t, size_t count) { range.Add(RangeOf<Vec<T>>(x, count)); });
@@ -444,23 +505,12 @@ inline bool HasNaN(const T* row, size_t n, const ChunkIo* io) {
   return found;
 }
 
-// The numbers of a vector's lanes.
-template <class V>
-inline V LaneNumbers() {
-  constexpr typename V::Scalar kNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return V::Load(kNumbers);
-}
-
 // What the caches are asked for during a sweep that is bound by its arithmetic: the same elements of what is read
 // after it, soon or late, and of what is written then (null: of nothing).
 template <class T>
 struct Ahead {
   const T *read = nullptr, *read_late = nullptr;
   T* written = nullptr;
-  Ahead From(size_t i) const {
-    return {read == nullptr ? nullptr : read + i, read_late == nullptr ? nullptr : read_late + i,
-            written == nullptr ? nullptr : written + i};
-  }
   SOFTLANE_INLINE void Prefetch(size_t i) const {
     if (read != nullptr) SOFTLANE_PREFETCH(read + i);
     if (read_late != nullptr) SOFTLANE_PREFETCH_FAR(read_late + i);
@@ -468,123 +518,110 @@ struct Ahead {
   }
 };
 
-// Adds the exps of a block x[0..n), n <= kBlock, to `sum`, if kSkip without that of x[skip], and keeps all
-// of them, rounded, if kKeep and `kept` is not null, which in ordinary rows it then never is.
-template <bool kKeep, bool kOrdinary, bool kSkip, class V, class T>
-SOFTLANE_INLINE void SumBlock(const T* x, size_t n, Ahead<T> ahead, const ExpReference<V>& ref,
-                              size_t skip, typename V::Scalar* kept, ExpSum<V>& sum) {
-  using Scalar = typename V::Scalar;
+// One row's ExpReference and maximum.
+template <class V>
+struct RowReference {
+  typename V::Scalar k_hi, k_lo, shift, magic, floor, max;
+  SOFTLANE_INLINE ExpReference<V> Vectors() const {
+    return {{V::Set(k_hi), V::Set(k_lo), V::Set(0)}, V::Set(shift), V::Set(magic), V::Set(floor)};
+  }
+};
+
+// A row's sum, and how often it has its maximum.
+template <class V>
+struct RowSum {
+  ExpSum<V> sum;
+  size_t maxima = 0;
+};
+
+// Adds the exps of x[0..n) to `row`, if kSkips without those of the maximum, which are counted, and keeps all of
+// them, rounded, if kKeep and `kept` is not null, which in ordinary rows it then never is. Every call but the last
+// of a row has an n that is a multiple of kBlock.
+template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
+SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
+                            const RowReference<V>& reference, typename V::Scalar* kept,
+                            RowSum<V>& row) {
   constexpr size_t kLanes = V::kLanes;
-  // Which of the vectors holds it no processor foresees, so it is compared for and not branched on.
-  const V at = V::Set(static_cast<Scalar>(static_cast<int>(skip))), step = V::Set(kLanes);
-  V here = LaneNumbers<V>();
-  const auto part = [&](ExpParts<V> e) SOFTLANE_LAMBDA {
-    if constexpr (kSkip) {
-      e.scale = IfThenElse(Eq(here, at), V::Set(0), e.scale);
-      here = Add(here, step);
-    }
-    sum.Add(e);
-  };
+  const ExpReference<V> ref = reference.Vectors();
+  const V top = V::Set(reference.max);
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    ahead.Prefetch(i);
-    const ExpParts<V> e = Exp<kOrdinary>(V::Load(x + i), ref);
-    if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
-    part(e);
+  while (i + kLanes <= n) {
+    const size_t end = Min(n - kLanes, i + (kBlock - kLanes));
+    for (; i <= end; i += kLanes) {
+      ahead.Prefetch(i);
+      const V v = V::Load(x + i);
+      ExpParts<V> e = Exp<kOrdinary>(v, ref);
+      if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
+      if constexpr (kSkips) {
+        const auto is_top = Eq(v, top);
+        e.scale = IfThenElse(is_top, V::Set(0), e.scale);
+        row.maxima += CountBits(MaskBits<V>::Of(is_top));
+      }
+      row.sum.Add(e);
+    }
+    if (i % kBlock == 0) row.sum.Flush();
   }
   if (i < n) {
     const int count = static_cast<int>(n - i);
-    ExpParts<V> e = Exp(V::LoadN(x + i, count, static_cast<Scalar>(-kInf)), ref);
+    const V v = V::LoadN(x + i, count, reference.max);
+    ExpParts<V> e = Exp<kOrdinary>(v, ref);
     if (kKeep && (kOrdinary || kept != nullptr)) StoreN(Value(e), kept + i, count);
-    e.scale = IfThenElseZero(V::FirstN(count), e.scale);
-    part(e);
+    auto counts = V::FirstN(count);
+    if constexpr (kSkips) {
+      const auto is_top = And(Eq(v, top), counts);
+      counts = AndNot(is_top, counts);
+      row.maxima += CountBits(MaskBits<V>::Of(is_top));
+    }
+    e.scale = IfThenElseZero(counts, e.scale);
+    row.sum.Add(e);
   }
-  sum.Flush();
+  if (n % kBlock != 0) row.sum.Flush();
 }
 
-// The same for any n, block by block. Every call but the last of a row has an n that is a multiple of
-// kBlock.
-template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
-inline void SumExp(const T* x, size_t n, Ahead<T> ahead, const ExpReference<V>& reference,
-                   size_t skip, typename V::Scalar* kept, ExpSum<V>& total) {
-  static_assert(kOrdinary || kSkips,
-                "rows that are not ordinary are rare: one loop serves them all");
-  const ExpReference<V> ref = reference;
-  ExpSum<V> sum = total;
-  for (size_t i = 0; i < n; i += kBlock) {
-    const size_t count = Min(kBlock, n - i);
-    const Ahead<T> next = ahead.From(i);
-    typename V::Scalar* keep = kKeep && kept != nullptr ? kept + i : nullptr;
-    const bool here = kSkips && skip - i < kBlock;  // unsigned: it lies in this block
-    if (here || !kOrdinary) {
-      const size_t at = here ? skip - i : kBlock;
-      SumBlock<kKeep, kOrdinary, true>(x + i, count, next, ref, at, keep, sum);
-    } else if constexpr (kOrdinary) {
-      SumBlock<kKeep, kOrdinary, false>(x + i, count, next, ref, 0, keep, sum);
+// Rows that lie `stride` bytes apart; or none, with a null `first`.
+template <class T>
+struct RowsAt {
+  T* first = nullptr;
+  ptrdiff_t stride = 0;
+  T* operator[](size_t r) const { return Step<T>(first, r, stride); }
+};
+// Where the exps of the rows of a block are kept between the two sweeps: those of short rows in a buffer, aligned
+// and with room for whole vectors; others in the output itself if it has the computing type, else in the scratch;
+// nowhere if neither will do and they are computed twice.
+template <class T>
+struct ExpBuffer {
+  using V = Vec<T>;
+  using Scalar = typename V::Scalar;
+  static constexpr size_t kLongest = 128;
+  alignas(64) Scalar buffer[kLongest * V::kLanes];
+  RowsAt<Scalar> Rows(RowsAt<T> out, size_t rows, size_t n, const ChunkIo* io, void* scratch) {
+    if (io != nullptr) return {};
+    const size_t room = (n + V::kLanes - 1) / V::kLanes * V::kLanes;
+    const auto stride = static_cast<ptrdiff_t>(room * sizeof(Scalar));
+    if (room <= kLongest) return {buffer, stride};
+    if constexpr (sizeof(Scalar) == sizeof(T)) {
+      return out;
+    } else {
+      if (rows * room * sizeof(Scalar) > kScratchBytes) return {};
+      return {static_cast<Scalar*>(scratch), stride};
     }
   }
-  total = sum;
-}
+};
 
-// The exps of a whole row: kept in `kept`, or only summed.
-template <bool kOrdinary, bool kSkips, class T>
-inline Double2<F64> RowSum(const T* x, size_t n, Ahead<T> ahead, const ChunkIo* io,
-                           const ExpReference<Vec<T>>& ref, size_t skip,
-                           typename Vec<T>::Scalar* kept) {
-  ExpSum<Vec<T>> sum;
-  if (kOrdinary && kept != nullptr) {
-    SumExp<true, kOrdinary, kSkips>(x, n, ahead, ref, skip, kept, sum);
-  } else {
-    // Other rows are rarer: one loop serves them all.
-    ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
-      SumExp<!kOrdinary, kOrdinary, kSkips>(p, count, ahead, ref, skip - start, kept, sum);
-    });
-  }
-  return ToDouble2(SumLanes(sum.Total()));
-}
-
-// Where the exps of row r of a block can be kept between the two sweeps: the output itself if it has the
-// computing type, else the scratch; null where neither will do and they are computed twice.
-template <class T>
-inline typename Vec<T>::Scalar* ExpBuffer(T* out, size_t r, size_t n, const ChunkIo* io,
-                                          void* scratch) {
-  using Scalar = typename Vec<T>::Scalar;
-  if (io != nullptr) return nullptr;
-  if constexpr (sizeof(Scalar) == sizeof(T)) {
-    return out;
-  } else {
-    const bool fits = (r + 1) * n * sizeof(Scalar) <= kScratchBytes;
-    return fits ? static_cast<Scalar*>(scratch) + r * n : nullptr;
-  }
-}
-
-// A few rows at a time, whose maxima, sums and logarithms are then worked out together, one row a lane:
+// Some rows at a time, whose maxima, sums and logarithms are then worked out together, one row a lane:
 // alone each would wait for the long chain of its own (measured: bench/NOTES.md).
-using RowLanes = F64;
-
-template <class V>
-inline RowLanes LowLanes(Wide<V> x) {
-  double lanes[Wide<V>::kLanes];
-  Store(x, lanes);
-  return RowLanes::Load(lanes);
-}
-
 template <class T>
 struct RowBlock {
   using V = Vec<T>;
-  using W = RowLanes;
+  using W = Wide<V>;
   using Scalar = typename V::Scalar;
-  static constexpr size_t kRows = W::kLanes;
+  static constexpr size_t kRows = V::kLanes;
 
   size_t rows, n;
   const ChunkIo* io;
   const T* x[kRows];
-  Ahead<T> ahead[kRows];
-  V max, min;  // a row a lane; lanes without a row have what the last row has
+  V max, min;  // a row a lane
   ExpReference<V> ref;
-  bool ordinary[kRows];  // no element below the floor
-  double sum_hi[kRows] = {}, sum_lo[kRows] = {};
-  size_t top[kRows];  // where the first maximum is
 
   // How many rows of n elements: what one sweep reads and writes should be in the L2 cache for the next. In the
   // L1 cache it would be read faster, but fewer rows would share what follows their sums (measured:
@@ -599,107 +636,144 @@ struct RowBlock {
   // Rows [first, first + count) of `all`.
   RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t all,
            size_t length, const ChunkIo* chunked, const Scale& scale)
-      : rows(count), n(length), io(chunked) {
-    // While a row is worked on the rows of the next block are fetched, unless they would not stay (measured:
-    // bench/NOTES.md).
+      : rows(count), n(length), io(chunked), stride_(stride) {
+    // The rows of the next block are fetched while those of this one are summed, unless they would not stay
+    // (measured: bench/NOTES.md).
     constexpr size_t kSoon = size_t{1} << 18, kStays = size_t{1} << 20;
     const size_t bytes = n * sizeof(T);
-    Scalar minima[V::kLanes];
+    next_rows_ = io == nullptr && bytes <= kStays ? Min(rows, all - first - rows) : 0;
+    is_soon_ = bytes <= kSoon;
+    V maxima[kRows], minima[kRows];
     for (size_t r = 0; r < rows; ++r) {
       x[r] = Step<const T>(base, first + r, stride);
-      const size_t next = first + rows + r;
-      if (io == nullptr && bytes <= kStays && next < all) {
-        (bytes <= kSoon ? ahead[r].read : ahead[r].read_late) = Step<const T>(base, next, stride);
-      }
       const Range<V> range = RowRange(x[r], n, io);
-      max_[r] = MaxLane(range.max);
-      minima[r] = MinLane(range.min);
+      maxima[r] = range.max;
+      minima[r] = range.min;
     }
-    for (size_t r = rows; r < V::kLanes; ++r) {
-      max_[r] = max_[rows - 1];
-      minima[r] = minima[rows - 1];
-    }
-    max = V::Load(max_);
-    min = V::Load(minima);
+    max = FoldRows<MaxOf, V::kLanes>(maxima, rows);
+    min = FoldRows<MinOf, V::kLanes>(minima, rows);
     ref = MakeReference(max, MakeFactor<V>(scale));
+    Store(max, max_);
     Store(ref.shift, shift_);
     Store(ref.magic, magic_);
     Store(ref.floor, floor_);
-    for (size_t r = 0; r < rows; ++r) ordinary[r] = shift_[r] == 0 && floor_[r] < minima[r];
+    k_hi_ = FirstLane(ref.k.hi);
+    k_lo_ = FirstLane(ref.k.lo);
+    ordinary_ = MaskBits<V>::Of(And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min))) & All();
   }
 
-  ExpReference<V> Ref(size_t r) const {
-    return {ref.k, V::Set(shift_[r]), V::Set(magic_[r]), V::Set(floor_[r])};
-  }
+  ExpReference<V> Ref(size_t r) const { return Reference(r).Vectors(); }
 
-  // Σ exp of row r, without its first maximum if `skips`; the exps go to `kept` unless that is null.
+  // A set of rows: row r is bit r.
+  using Rows = uint32_t;
+  Rows All() const { return (Rows{1} << rows) - 1; }
+  static bool Has(Rows which, size_t r) { return (which >> r & 1) != 0; }
+
+  // Σ exp of the rows `which`, without their maxima if kSkips, and 0 for others; the exps go to `kept`, the results
+  // later to `written`, unless these are none.
   template <bool kSkips>
-  void SumRow(size_t r, Scalar* kept) {
-    top[r] = n;
-    if constexpr (kSkips) {
-      ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
-        if (top[r] != n) return;
-        const size_t at = FindFirst(p, count, max_[r]);
-        if (at < count) top[r] = start + at;
-      });
+  void SumRows(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
+    const Rows ordinary = io == nullptr ? which & ordinary_ : 0;
+    if (kept.first != nullptr) {
+      SumOrdinary<true, kSkips>(kept, written, ordinary);
+    } else {
+      SumOrdinary<false, kSkips>(kept, written, ordinary);
     }
-    const ExpReference<V> its = Ref(r);
-    const Double2<F64> sum = ordinary[r]
-                                 ? RowSum<true, kSkips>(x[r], n, ahead[r], io, its, top[r], kept)
-                                 : RowSum<false, true>(x[r], n, ahead[r], io, its, top[r], kept);
-    sum_hi[r] = FirstLane(sum.hi);
-    sum_lo[r] = FirstLane(sum.lo);
+    if (ordinary != All()) SumRare<kSkips>(kept, which, ordinary);
   }
-  Double2<W> Sums() const { return {W::Load(sum_hi), W::Load(sum_lo)}; }
+  // Where the first maximum of row r is; n if it has none.
+  size_t FirstMaximum(size_t r) const {
+    size_t top = n;
+    ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
+      if (top != n) return;
+      const size_t at = FindFirst(p, count, max_[r]);
+      if (at < count) top = start + at;
+    });
+    return top;
+  }
+  Double2<W> Sums() { return ToDouble2(FoldRows<SumOf, V::kLanes>(lanes_, rows)); }
 
   // The exps of one number a row.
-  Double2<W> Exps(V v) const {
-    const Double2<Wide<V>> e = Widen(Exp(v, ref));
-    return {LowLanes<V>(e.hi), LowLanes<V>(e.lo)};
-  }
-  W StoredExps(V v) const { return LowLanes<V>(Widen(Value(Exp(v, ref)))); }
+  Double2<W> Exps(V v) const { return Widen(Exp(v, ref)); }
+  V StoredExps(V v) const { return Value(Exp(v, ref)); }
 
-  // For rows whose sums left the first maximum out.
-  Stats<V, W> Statistics() const {
-    Stats<V, W> stats{LowLanes<V>(Widen(max)), Sums(), Exps(max)};
+  // For rows whose sums left the maxima out.
+  Stats<V, W> Statistics() {
+    Stats<V, W> stats{Widen(max), Sums(), Exps(max)};
     stats.DropFloor(n);
+    stats.AddRepeats(W::LoadN(repeats_, static_cast<int>(rows), 0));
     return stats;
   }
 
  private:
-  Scalar max_[V::kLanes], shift_[V::kLanes], magic_[V::kLanes], floor_[V::kLanes];
+  RowReference<V> Reference(size_t r) const {
+    return {k_hi_, k_lo_, shift_[r], magic_[r], floor_[r], max_[r]};
+  }
+  SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
+    lanes_[r] = row.sum.Total();
+    repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
+  }
+  template <bool kKeep, bool kSkips>
+  SOFTLANE_CALL void SumOrdinary(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
+    for (size_t r = 0; r < rows; ++r) {
+      if (!Has(which, r)) continue;
+      const T* next = r < next_rows_ ? Step<const T>(x[r], rows, stride_) : nullptr;
+      const Ahead<T> ahead{is_soon_ ? next : nullptr, is_soon_ ? nullptr : next,
+                           written.first == nullptr ? nullptr : written[r]};
+      RowSum<V> row;
+      SumExp<kKeep, true, kSkips>(x[r], n, ahead, Reference(r), kKeep ? kept[r] : nullptr, row);
+      Keep(r, row);
+    }
+  }
+  // What is left: one loop serves all kinds.
+  template <bool kSkips>
+  SOFTLANE_RARE void SumRare(RowsAt<Scalar> kept, Rows which, Rows done) {
+    for (size_t r = 0; r < rows; ++r) {
+      if (Has(done, r)) continue;
+      RowSum<V> row;
+      if (Has(which, r)) {
+        Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
+        ForChunks(x[r], n, io, 0, [&](const T* p, size_t, size_t count) {
+          SumExp<true, false, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
+        });
+      }
+      Keep(r, row);
+    }
+  }
+
+  ptrdiff_t stride_;
+  size_t next_rows_;  // how many of the next block there are to be fetched
+  bool is_soon_;
+  Rows ordinary_;  // no element below the floor
+  Scalar k_hi_, k_lo_;
+  alignas(64) Scalar max_[kRows];
+  alignas(64) Scalar shift_[kRows];
+  alignas(64) Scalar magic_[kRows];
+  alignas(64) Scalar floor_[kRows];
+  decltype(ExpSum<V>().Total()) lanes_[kRows];
+  double repeats_[kRows];
 };
 
 // Numbers of rows, one a lane, to be taken one by one.
-struct PerRow {
-  double value[RowLanes::kLanes];
-  explicit PerRow(RowLanes x) { Store(x, value); }
-  double operator[](size_t r) const { return value[r]; }
-  // Row r's number in every lane.
-  template <class V>
-  V As(size_t r) const {
-    return V::Set(static_cast<typename V::Scalar>(value[r]));
-  }
-};
-
-// The factors of the rows of a block.
 template <class V>
-class RowFactors {
- public:
-  explicit RowFactors(const FactorParts<RowLanes>& parts)
-      : coef_hi_(parts.coef.hi),
-        coef_lo_(parts.coef.lo),
-        hi_(parts.hi),
-        lo_(parts.lo),
-        small_(parts.small) {}
-  Factor<V> operator[](size_t r) const {
-    using W = Wide<V>;
-    return {{coef_hi_.As<W>(r), coef_lo_.As<W>(r)}, hi_.As<V>(r), lo_.As<V>(r), small_.As<V>(r)};
-  }
-
- private:
-  PerRow coef_hi_, coef_lo_, hi_, lo_, small_;
+struct PerRow {
+  alignas(64) typename V::Scalar value[V::kLanes];
+  explicit PerRow(V x) { Store(x, value); }
+  typename V::Scalar operator[](size_t r) const { return value[r]; }
+  // Row r's number in every lane.
+  V All(size_t r) const { return V::Set(value[r]); }
 };
+template <class V>
+PerRow(V) -> PerRow<V>;
+
+// Row r's, of factors that hold a row a lane.
+template <class V>
+Factor<V> FactorOfRow(const Factor<V>& f, size_t r) {
+  return {{PerRow(f.coef.hi).All(r), PerRow(f.coef.lo).All(r)},
+          PerRow(f.hi).All(r),
+          PerRow(f.lo).All(r),
+          PerRow(f.small).All(r)};
+}
 
 // Calls f(block, first row) for all rows of a batch of T.
 template <class T, class B, class F>
@@ -851,71 +925,69 @@ inline Range<typename P::V> PanelRange(const P& panel, size_t n) {
   return r0;
 }
 
-// Where in [start, end) the first maximum of each column is, counted from `start`; -1 in columns that have
-// `seen` it, or have none there.
-template <class P, class V>
-SOFTLANE_INLINE V FirstMaximum(const P& panel, size_t start, size_t end, V max,
-                               typename V::Mask& seen) {
-  const V none = V::Set(-1), one = V::Set(1);
-  V at = none, here = V::Set(static_cast<typename V::Scalar>(static_cast<int>(end - start)));
-  for (size_t i = end; i-- > start;) {
-    here = Sub(here, one);
-    at = IfThenElse(Eq(panel.Load(i), max), here, at);
-  }
-  at = IfThenElse(seen, none, at);
-  seen = Or(seen, Lt(none, at));
-  return at;
-}
-
-// The exps of a panel, summed in the virtual lanes of a row; kSkip leaves out each column's first
-// maximum; keep(i, exp) is shown all of them.
-template <bool kSkip, bool kOrdinary, class P, class V, class Keep>
-SOFTLANE_INLINE Double2<Wide<V>> PanelSumOf(const P& panel, size_t n, V max,
-                                            const ExpReference<V>& reference, Keep keep) {
+// The exps of a panel, summed in the virtual lanes of a row; if kSkips without those of each column's maximum, which
+// are counted; keep(i, exp) is shown all of them.
+template <class V>
+struct PanelSum {
+  Double2<Wide<V>> sum;
+  Wide<V> maxima;
+};
+template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
+SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
+                                       const ExpReference<V>& reference, Keep keep) {
+  using W = Wide<V>;
   constexpr size_t kLanes = V::kLanes;
   const ExpReference<V> ref = reference;
   const size_t live = Min(n, kLanes);
   decltype(ExpSum<V>().Total()) sums[kLanes];
   sums[0] = ExpSum<V>().Total();
-  auto seen = V::FirstN(0);
+  W maxima = W::Set(0);
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t end = Min(n, start + kBlock);
-    V at = max;
-    if constexpr (kSkip) at = FirstMaximum(panel, start, end, max, seen);
-    // `here` is i - start.
-    const auto next = [&](size_t i, V here) SOFTLANE_LAMBDA {
-      ExpParts<V> e = Exp<kOrdinary>(panel.Load(i), ref);
+    V found = V::Set(0);
+    const auto next = [&](size_t i) SOFTLANE_LAMBDA {
+      const V x = panel.Load(i);
+      ExpParts<V> e = Exp<kOrdinary>(x, ref);
       keep(i, e);
-      if constexpr (kSkip) e.scale = IfThenElse(Eq(at, here), V::Set(0), e.scale);
+      if constexpr (kSkips) {
+        const auto is_top = Eq(x, max);
+        e.scale = IfThenElse(is_top, V::Set(0), e.scale);
+        found = Add(found, IfThenElseZero(is_top, V::Set(1)));
+      }
       return e;
     };
-    V first = V::Set(0);
-    const V one = V::Set(1), step = V::Set(kLanes);
     if (n <= kLanes) {
-      for (size_t i = 0; i < n; ++i, first = Add(first, one)) {
-        sums[i] = ExpSum<V>::Of(next(i, first));
+      for (size_t i = 0; i < n; ++i) sums[i] = ExpSum<V>::Of(next(i));
+    } else {
+      for (size_t lane = 0; lane < live; ++lane) {
+        ExpSum<V> sum;
+        if (start > 0) sum.Resume(sums[lane]);
+        for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
+        sum.Flush();
+        sums[lane] = sum.Total();
       }
-      break;
     }
-    for (size_t lane = 0; lane < live; ++lane, first = Add(first, one)) {
-      ExpSum<V> sum;
-      if (start > 0) sum.Resume(sums[lane]);
-      V here = first;
-      for (size_t i = start + lane; i < end; i += kLanes, here = Add(here, step)) {
-        sum.Add(next(i, here));
-      }
-      sum.Flush();
-      sums[lane] = sum.Total();
-    }
+    maxima = Add(maxima, Widen(found));
   }
-  return ToDouble2(FoldLanes(sums, live));
+  return {ToDouble2(FoldLanes(sums, live)), maxima};
 }
 
-template <bool kSkip, class P, class V, class Keep>
-inline Double2<Wide<V>> PanelSum(const P& panel, size_t n, const Range<V>& range,
-                                 const ExpReference<V>& ref, Keep keep) {
-  return AllOrdinary(range.min, ref) ? PanelSumOf<kSkip, true>(panel, n, range.max, ref, keep)
-                                     : PanelSumOf<kSkip, false>(panel, n, range.max, ref, keep);
+template <bool kSkips, class P, class V, class Keep>
+inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
+                            const ExpReference<V>& ref, Keep keep) {
+  return AllOrdinary(range.min, ref) ? PanelSumOf<kSkips, true>(panel, n, range.max, ref, keep)
+                                     : PanelSumOf<kSkips, false>(panel, n, range.max, ref, keep);
+}
+// The statistics of a panel.
+template <class P, class V, class Keep>
+SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
+                                             const ExpReference<V>& ref, Keep keep) {
+  using W = Wide<V>;
+  const PanelSum<V> all = SumPanel<true>(panel, n, range, ref, keep);
+  Stats<V, W> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
+  stats.DropFloor(n);
+  stats.AddRepeats(Sub(all.maxima, W::Set(1)));
+  return stats;
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -956,8 +1028,8 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   const Range<V> range = PanelRange(panel, b.n);
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(b.scale));
   const auto kept = KeepPanel(out, b.n, b.scratch);
-  const auto sum = PanelSum<false>(panel, b.n, range, ref,
-                                   [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+  const auto keep = [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); };
+  const Double2<W> sum = SumPanel<false>(panel, b.n, range, ref, keep).sum;
   const Factor<V> factor = PanelFactor<V>(MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sum));
   const ExpParts<V> top = Exp(range.max, ref);
   const W certain = CertainExp<V>(Widen(Value(top)), Widen(top), sum);
@@ -976,11 +1048,7 @@ SOFTLANE_INLINE Stats<typename P::V, Wide<typename P::V>> PanelStats(const P& pa
   using V = typename P::V;
   const Range<V> range = PanelRange(panel, n);
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
-  Stats<V, Wide<V>> stats{Widen(range.max),
-                          PanelSum<true>(panel, n, range, ref, [](size_t, ExpParts<V>) {}),
-                          Widen(Exp(range.max, ref))};
-  stats.DropFloor(n);
-  return stats;
+  return PanelStats(panel, n, range, ref, [](size_t, ExpParts<V>) {});
 }
 
 template <class P, class Out>
@@ -1063,11 +1131,18 @@ void LogSumExpCols(const Batch& b) {
 
 // ---- short rows, turned into a panel ------------------------------------------------------------
 
-// Rows up to this length are turned, a vector's lanes of them at a time, into a panel of columns: their
-// maxima, sums and logarithms then take one vector operation for all (measured: bench/NOTES.md).
-constexpr size_t kShortRow = 128;
+// Rows up to these lengths are turned, a vector's lanes of them at a time, into a panel of columns: each of their
+// steps then takes one vector operation for all, and none works on lanes beyond a row's end. Longer ones, whose
+// results would have to be turned back, are quicker as they are; those that have but one result, later (measured:
+// bench/NOTES.md).
+constexpr size_t kShortRow = 56;
+template <class V>
+constexpr size_t kShortSum = sizeof(typename V::Scalar) == 4 ? 104 : 64;
 // The same for pairs of rows, which need less arithmetic, and for those that need exps.
-constexpr size_t kShortPair = 12, kShortLogPair = 64;
+constexpr size_t kShortPair = 12, kShortLogPair = 40;
+// The longest of all, in whole vectors.
+template <class V>
+constexpr size_t kLongestTile = (kShortSum<V> + V::kLanes - 1) / V::kLanes * V::kLanes;
 
 // Turns the squares that the first kWidth vectors hold side by side, kWidth by kWidth elements, around
 // their diagonals.
@@ -1182,7 +1257,7 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
   using Scalar = typename Vec<T>::Scalar;
   constexpr size_t kLanes = Vec<T>::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  Scalar tile[(kShortRow + kLanes - 1) / kLanes * kLanes * kLanes];
+  Scalar tile[kLongestTile<Vec<T>> * kLanes];
   for (size_t first = 0; first < count; first += kLanes) {
     const size_t rows = Min(kLanes, count - first);
     LoadTile<T>(x, x_stride, first, rows, n, tile);
@@ -1191,52 +1266,56 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
     if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
   }
 }
-inline bool AreShort(size_t count, size_t n, const ChunkIo* io, size_t limit = kShortRow) {
-  return n <= limit && count > 1 && io == nullptr;
+inline bool AreShort(size_t count, size_t n, const ChunkIo* io, size_t longest) {
+  return n <= longest && count > 1 && io == nullptr;
 }
 
 // ---- the row kernels -----------------------------------------------------------------------------
 
+// The results of a row that has small ones, or a certain one, or whose exps were not kept.
+template <class T>
+SOFTLANE_CALL void WriteRareRow(const Batch& b, const RowBlock<T>& rows, size_t r, T* out,
+                                RowsAt<typename Vec<T>::Scalar> kept, const Factor<Vec<T>>& factor,
+                                Vec<T> certain) {
+  using V = Vec<T>;
+  const auto result = [&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); };
+  if (kept.first != nullptr) {
+    MapRow<V>(kept[r], out, b.n, [&](size_t, V e) { return result(e); });
+  } else {
+    const ExpReference<V> ref = rows.Ref(r);
+    MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
+  }
+}
+
 template <class T>
 void SoftmaxRows(const Batch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked)) {
+  if (AreShort(b.count, b.n, b.chunked, kShortRow)) {
     ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                 [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
     return;
   }
+  ExpBuffer<T> buffer;
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    using W = RowLanes;
-    typename V::Scalar* kept[RowBlock<T>::kRows];
-    for (size_t r = 0; r < rows.rows; ++r) {
-      T* out = Step<T>(b.out, first + r, b.out_stride);
-      kept[r] = ExpBuffer(out, r, b.n, b.chunked, b.scratch);
-      rows.template SumRow<false>(r, kept[r]);
-    }
+    using W = Wide<V>;
+    const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
+    const auto kept = buffer.Rows(out, rows.rows, b.n, b.chunked, b.scratch);
+    rows.template SumRows<false>(kept, {}, rows.All());
     const Double2<W> sums = rows.Sums();
-    const auto parts = MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sums);
-    const RowFactors<V> factors(parts);
-    const PerRow certain(CertainExp<V>(rows.StoredExps(rows.max), rows.Exps(rows.max), sums));
-    const PerRow spare(Sub(rows.StoredExps(rows.min), parts.small));
+    const Factor<V> all = PanelFactor<V>(MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sums));
+    const PerRow hi(all.hi), lo(all.lo);
+    const Double2<W> top = rows.Exps(rows.max);
+    const W certain = CertainExp<V>(Widen(rows.StoredExps(rows.max)), top, sums);
+    const V certain_exp = Narrow(certain, static_cast<V*>(nullptr));
+    const uint32_t rare =
+        MaskBits<V>::Of(Or(Lt(rows.StoredExps(rows.min), all.small), Lt(V::Set(0), certain_exp)));
     for (size_t r = 0; r < rows.rows; ++r) {
-      T* out = Step<T>(b.out, first + r, b.out_stride);
-      const Factor<V> factor = factors[r];
-      const auto write = [&](auto result) {
-        if (kept[r] != nullptr) {
-          MapRow<V>(kept[r], out, b.n, [=](size_t, V e) { return result(e); });
-        } else {
-          const ExpReference<V> ref = rows.Ref(r);
-          MapChunks(rows.x[r], out, b.n, b.chunked, 1,
-                    [&](V v) { return result(Value(Exp(v, ref))); });
-        }
-      };
-      if (certain[r] > 0) {
-        const V exp = V::Set(static_cast<typename V::Scalar>(certain[r]));
-        write([=](V e) { return IfThenElse(Eq(e, exp), V::Set(1), factor(e)); });
-      } else if (spare[r] >= 0) {
-        write([=](V e) { return factor.Plain(e); });
+      if (kept.first == nullptr || rows.Has(rare, r)) {
+        WriteRareRow(b, rows, r, out[r], kept, FactorOfRow(all, r), PerRow(certain_exp).All(r));
       } else {
-        write(factor);
+        const V high = hi.All(r), low = lo.All(r);
+        MapRow<V>(kept[r], out[r], b.n,
+                  [=](size_t, V e) SOFTLANE_LAMBDA { return MulAddExact(e, high, Mul(e, low)); });
       }
     }
   });
@@ -1245,26 +1324,27 @@ void SoftmaxRows(const Batch& b) {
 template <class T>
 void LogSoftmaxRows(const Batch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked)) {
+  if (AreShort(b.count, b.n, b.chunked, kShortRow)) {
     ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                 [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
     return;
   }
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    for (size_t r = 0; r < rows.rows; ++r) {
-      if (b.chunked == nullptr) rows.ahead[r].written = Step<T>(b.out, first + r, b.out_stride);
-      rows.template SumRow<true>(r, nullptr);
-    }
+    const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
+    rows.template SumRows<true>({}, out, rows.All());
     const auto stats = rows.Statistics();
     const auto log_sum = SplitFor<V>(stats.LogSum());
-    const PerRow max(stats.max), hi(log_sum.hi), lo(log_sum.lo);
+    V* tag = nullptr;
+    const PerRow max(rows.max), hi(Narrow(log_sum.hi, tag)), lo(Narrow(log_sum.lo, tag));
     for (size_t r = 0; r < rows.rows; ++r) {
-      T* out = Step<T>(b.out, first + r, b.out_stride);
-      const LogMap<V> map = MakeLogMap<V>(max.As<V>(r), hi.As<V>(r), lo.As<V>(r), b.scale);
-      if (b.scale.unit) {
-        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [=](V v) { return map.Unit(v); });
+      if (b.scale.unit && b.chunked == nullptr) {
+        const V top = max.All(r), log = hi.All(r);
+        MapRow<V>(rows.x[r], out[r], b.n,
+                  [=](size_t, V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
       } else {
-        MapChunks(rows.x[r], out, b.n, b.chunked, 1, [=](V v) { return map.Scaled(v); });
+        const LogMap<V> map = MakeLogMap<V>(max.All(r), hi.All(r), lo.All(r), b.scale);
+        MapChunks(rows.x[r], out[r], b.n, b.chunked, 1,
+                  [&](V v) { return b.scale.unit ? map.Unit(v) : map.Scaled(v); });
       }
     }
   });
@@ -1272,7 +1352,7 @@ void LogSoftmaxRows(const Batch& b) {
 
 template <class T>
 void LogSumExpRows(const Batch& b) {
-  if (AreShort(b.count, b.n, b.chunked)) {
+  if (AreShort(b.count, b.n, b.chunked, kShortSum<Vec<T>>)) {
     LogSumExpPanels<Vec<T>> panels(b);
     ForTiles<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
                 [&](size_t first, auto panel, auto) { panels.Add(first, panel); });
@@ -1280,9 +1360,10 @@ void LogSumExpRows(const Batch& b) {
   }
   double* out = static_cast<double*>(b.out);
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    rows.template SumRows<true>({}, {}, rows.All());
     const auto stats = rows.Statistics();
     StoreN(LogSumExpOf(stats.max, stats.LogSum()), out + first, static_cast<int>(rows.rows));
+    if (!AnyTrue(Eq(Abs(stats.max), Wide<Vec<T>>::Set(kInf)))) return;
     const PerRow max(stats.max);
     for (size_t r = 0; r < rows.rows; ++r) {
       const bool infinite = max[r] == kInf || max[r] == -kInf;
@@ -1298,7 +1379,7 @@ void ExpSumRows(const Batch& b) {
   using Format = ExpFormat<typename Vec<T>::Scalar>;
   auto* out = static_cast<ExpSumState*>(b.out);
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
-    for (size_t r = 0; r < rows.rows; ++r) rows.template SumRow<true>(r, nullptr);
+    rows.template SumRows<true>({}, {}, rows.All());
     const auto stats = rows.Statistics();
     const auto sum = stats.Sum();
     const PerRow max(stats.max), hi(sum.hi), lo(sum.lo);
@@ -1515,7 +1596,7 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   using V = F64;
   using Sum = PlainWeighted::Sum;
   const ExpFactor<V> k = UnitFactor<V>();
-  if (!AreShort(w.count, w.n, w.chunked)) {
+  if (!AreShort(w.count, w.n, w.chunked, kShortRow)) {
     for (size_t row = 0; row < w.count; ++row) {
       PlainWeighted plain;
       ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.See(x, b); });
