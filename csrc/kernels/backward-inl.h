@@ -128,7 +128,7 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
   constexpr size_t kLanes = Vec<T>::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  Scalar y[kShortLogPair * kLanes];
+  alignas(64) Scalar y[kShortLogPair * kLanes];
   ForTiles<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
               [&](size_t first, auto panel, auto out) {
                 const auto rows = static_cast<size_t>(panel.columns);
@@ -141,7 +141,7 @@ template <class T, class F>
 inline void ForPairPanels(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
   constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
-  Scalar tile[kCopiedColumn * Vec<T>::kLanes];
+  alignas(64) Scalar tile[kCopiedColumn * Vec<T>::kLanes];
   ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
                [&](size_t first, auto panel, auto out) {
                  using P = decltype(panel);

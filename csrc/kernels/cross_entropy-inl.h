@@ -782,7 +782,7 @@ void CrossEntropyRows(const LossBatch& b) {
   if (AreShort(b.count, b.n, b.chunked, longest) && b.weight_stride == 0) {
     using Scalar = typename V::Scalar;
     constexpr auto kStep = static_cast<ptrdiff_t>(V::kLanes * sizeof(Scalar));
-    Scalar tile[kLongestTile<V> * V::kLanes];
+    alignas(64) Scalar tile[kLongestTile<V> * V::kLanes];
     const auto terms = MakeTerms<Wide<V>>(b);
     ForTiles<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n,
                 [&](size_t first, auto panel, auto out) {

@@ -206,9 +206,8 @@ struct Stats {
     others = {IfThenElseZero(keep, others.hi), IfThenElseZero(keep, others.lo)};
   }
   // Counts the maximum's exp once more for each time that it is repeated.
-  void AddRepeats(W count) {
+  SOFTLANE_RARE void AddRepeats(W count) {
     const auto any = Lt(W::Set(0), count);
-    if (!AnyTrue(any)) return;
     const Double2<W> all = Add(others, Mul(top, ToDouble2(count)));
     others = {IfThenElse(any, all.hi, others.hi), IfThenElse(any, all.lo, others.lo)};
   }
@@ -701,7 +700,7 @@ struct RowBlock {
   Stats<V, W> Statistics() {
     Stats<V, W> stats{Widen(max), Sums(), Exps(max)};
     stats.DropFloor(n);
-    stats.AddRepeats(W::LoadN(repeats_, static_cast<int>(rows), 0));
+    if (repeated_) stats.AddRepeats(W::LoadN(repeats_, static_cast<int>(rows), 0));
     return stats;
   }
 
@@ -711,7 +710,9 @@ struct RowBlock {
   }
   SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
     lanes_[r] = row.sum.Total();
-    repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
+    const size_t repeats = row.maxima < 1 ? 0 : row.maxima - 1;
+    repeats_[r] = static_cast<double>(repeats);
+    repeated_ = repeated_ || repeats > 0;
   }
   template <bool kKeep, bool kSkips>
   SOFTLANE_CALL void SumOrdinary(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
@@ -751,7 +752,8 @@ struct RowBlock {
   alignas(64) Scalar magic_[kRows];
   alignas(64) Scalar floor_[kRows];
   decltype(ExpSum<V>().Total()) lanes_[kRows];
-  double repeats_[kRows];
+  double repeats_[kRows];  // of the maxima
+  bool repeated_ = false;  // any of them
 };
 
 // Numbers of rows, one a lane, to be taken one by one.
@@ -853,7 +855,7 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
     return;
   }
   // Short columns are copied several panels at a time, so that more of a row is read at once.
-  Scalar tile[kCopiedColumn * kLanes];
+  alignas(64) Scalar tile[kCopiedColumn * kLanes];
   const size_t group = Min(8, kCopiedColumn / n) * kLanes;
   for (size_t first = 0; first < count; first += group) {
     const size_t end = Min(count, first + group);
@@ -930,7 +932,8 @@ inline Range<typename P::V> PanelRange(const P& panel, size_t n) {
 template <class V>
 struct PanelSum {
   Double2<Wide<V>> sum;
-  Wide<V> maxima;
+  bool may_repeat;  // more than one maximum in a column
+  Wide<V> repeats;  // of each
 };
 template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
 SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
@@ -942,9 +945,9 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   decltype(ExpSum<V>().Total()) sums[kLanes];
   sums[0] = ExpSum<V>().Total();
   W maxima = W::Set(0);
+  V found = V::Set(0);
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t end = Min(n, start + kBlock);
-    V found = V::Set(0);
     const auto next = [&](size_t i) SOFTLANE_LAMBDA {
       const V x = panel.Load(i);
       ExpParts<V> e = Exp<kOrdinary>(x, ref);
@@ -967,9 +970,13 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
         sums[lane] = sum.Total();
       }
     }
+    if (n <= kBlock) break;
     maxima = Add(maxima, Widen(found));
+    found = V::Set(0);
   }
-  return {ToDouble2(FoldLanes(sums, live)), maxima};
+  const bool may_repeat = n > kBlock || AnyTrue(Lt(V::Set(1), found));
+  if (may_repeat) maxima = Sub(Add(maxima, Widen(found)), W::Set(1));
+  return {ToDouble2(FoldLanes(sums, live)), may_repeat, maxima};
 }
 
 template <bool kSkips, class P, class V, class Keep>
@@ -986,7 +993,7 @@ SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Ran
   const PanelSum<V> all = SumPanel<true>(panel, n, range, ref, keep);
   Stats<V, W> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
   stats.DropFloor(n);
-  stats.AddRepeats(Sub(all.maxima, W::Set(1)));
+  if (all.may_repeat) stats.AddRepeats(all.repeats);
   return stats;
 }
 
@@ -1257,7 +1264,7 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
   using Scalar = typename Vec<T>::Scalar;
   constexpr size_t kLanes = Vec<T>::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  Scalar tile[kLongestTile<Vec<T>> * kLanes];
+  alignas(64) Scalar tile[kLongestTile<Vec<T>> * kLanes];
   for (size_t first = 0; first < count; first += kLanes) {
     const size_t rows = Min(kLanes, count - first);
     LoadTile<T>(x, x_stride, first, rows, n, tile);
@@ -1616,7 +1623,8 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     }
     return;
   }
-  double x[kShortRow * V::kLanes], b[kShortRow * V::kLanes];
+  alignas(64) double x[kShortRow * V::kLanes];
+  alignas(64) double b[kShortRow * V::kLanes];
   const auto stride = static_cast<ptrdiff_t>(w.n * sizeof(double));
   for (size_t first = 0; first < w.count; first += V::kLanes) {
     const size_t rows = Min(V::kLanes, w.count - first);
