@@ -549,6 +549,60 @@ class LossSum {
   Sum plain_, huge_;
 };
 
+// The sum of a block of losses, whose number i joins lane i % kLanes, however many come at a time: a single sum would
+// wait for each of its additions.
+class LossLanes {
+ public:
+  void add(const double* loss, size_t n) {
+    double most = 0;
+    bool numbers = true;
+    for (size_t i = 0; i < n; ++i) {
+      most = std::max(most, std::abs(loss[i]));
+      numbers &= loss[i] == loss[i];
+    }
+    size_t i = 0;
+    if (numbers && most <= kLargest) {
+      while (i < n && count_ % kLanes != 0) add(loss[i++]);
+      for (; n - i >= kLanes; i += kLanes, count_ += kLanes) {
+        for (size_t k = 0; k < kLanes; ++k) {
+          const double x = loss[i + k];
+          const double sum = hi_[k] + x;
+          const double part = sum - hi_[k];
+          lo_[k] += (hi_[k] - (sum - part)) + (x - part);
+          hi_[k] = sum;
+        }
+      }
+    }
+    while (i < n) add(loss[i++]);
+  }
+  LossSum total() const {
+    LossSum all = rest_;
+    for (size_t k = 0; k < kLanes; ++k) {
+      all.add(hi_[k]);
+      all.add(lo_[k]);
+    }
+    return all;
+  }
+
+ private:
+  static constexpr size_t kLanes = 8;
+  static constexpr double kLargest = 0x1p900;
+  void add(double x) {
+    const size_t k = count_++ % kLanes;
+    if (!(std::abs(x) <= kLargest)) {
+      rest_.add(x);
+      return;
+    }
+    Sum lane{hi_[k], lo_[k]};
+    lane.add(x);
+    hi_[k] = lane.hi;
+    lo_[k] = lane.lo;
+  }
+  double hi_[kLanes] = {}, lo_[kLanes] = {};
+  size_t count_ = 0;
+  LossSum rest_;  // huge ones, infinities and NaN
+};
+
 // "[3, 0]" for sample number s of an array.
 std::string position(const View& v, size_t s) {
   std::string text;
@@ -616,9 +670,9 @@ class CrossEntropy {
     const size_t grain = std::max<size_t>(1, kGrain / (block * std::max<size_t>(1, classes_)));
     parallel_for(blocks, grain, [&](size_t first, size_t last) {
       for (size_t i = first; i < last; ++i) {
-        LossSum sum;
+        LossLanes sum;
         samples(mode, i * block, std::min(plan_.samples, (i + 1) * block), divisor, sum);
-        if (!partial.empty()) partial[i] = sum;
+        if (!partial.empty()) partial[i] = sum.total();
       }
     });
     LossSum total;
@@ -735,7 +789,7 @@ class CrossEntropy {
   }
 
   // The losses and gradients of samples [begin, end).
-  void samples(Mode mode, size_t begin, size_t end, double divisor, LossSum& sum) const {
+  void samples(Mode mode, size_t begin, size_t end, double divisor, LossLanes& sum) const {
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
     std::fill_n(coef, kBlock, 1.0);
@@ -809,8 +863,8 @@ class CrossEntropy {
         if (!given_) {
           // Another thread may have changed them since the check: the kernel ignores what is out of range.
           load_targets(offsets, done, n, targets);
-          for (size_t i = 0; i < n; ++i) {
-            if (targets[i] == a_.ignore_index) targets[i] = -1;
+          if (static_cast<uint64_t>(a_.ignore_index) < classes_) {
+            std::replace(targets, targets + n, a_.ignore_index, int64_t{-1});
           }
         }
         if (classes_ == 0) {  // every sample is ignored, or has no probabilities
@@ -833,9 +887,7 @@ class CrossEntropy {
           batch.count = n;
           (by_columns ? table.cross_entropy_cols : table.cross_entropy_rows)[storage](batch);
         }
-        if (a_.reduction != Reduction::kNone) {
-          for (size_t i = 0; i < n; ++i) sum.add(loss[i]);
-        }
+        if (a_.reduction != Reduction::kNone) sum.add(loss, n);
         const auto put = [&](const View* v, size_t operand, const double* values) {
           if (v == nullptr) return;
           unpack(values, DType::kFloat64,

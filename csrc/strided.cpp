@@ -231,13 +231,19 @@ void load_ints(const char* p, ptrdiff_t step, DType type, bool swapped, int64_t*
   visit(type, [&](auto tag) {
     using T = decltype(tag);
     if constexpr (std::is_integral_v<T>) {
-      for (size_t i = 0; i < count; ++i) {
-        const T value = load<T>(p, swapped);
+      const auto convert = [](T value) {
         if constexpr (std::is_same_v<T, uint64_t>) {
-          to[i] = static_cast<int64_t>(std::min(value, static_cast<uint64_t>(INT64_MAX)));
+          return static_cast<int64_t>(std::min(value, static_cast<uint64_t>(INT64_MAX)));
         } else {
-          to[i] = static_cast<int64_t>(value);
+          return static_cast<int64_t>(value);
         }
+      };
+      if (!swapped && step == static_cast<ptrdiff_t>(sizeof(T))) {
+        for (size_t i = 0; i < count; ++i) to[i] = convert(load<T>(p + i * sizeof(T), false));
+        return;
+      }
+      for (size_t i = 0; i < count; ++i) {
+        to[i] = convert(load<T>(p, swapped));
         p += step;
       }
     }
