@@ -349,11 +349,11 @@ void SoftmaxBackwardCols(const BackwardBatch& b) {
   ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
 }
 
-// How many rows are summed at a time, whose sums are then looked at and split together; more of long ones would
-// not stay in the L1 cache.
+// How many rows are summed at a time, whose sums are then looked at and split together. More would be a little
+// quicker in the L2 cache, and far slower in memory, as results would be written later (measured: bench/NOTES.md).
 template <class V>
 inline size_t PairBlock(const BackwardBatch& b) {
-  constexpr size_t kBytes = 32768;
+  constexpr size_t kBytes = 8192;
   if (b.chunked != nullptr) return 1;
   const size_t fit = kBytes / (2 * sizeof(typename V::Scalar) * b.n);
   return fit < 1 ? 1 : Min(fit, V::kLanes);
