@@ -133,6 +133,8 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
               [&](size_t first, auto panel, auto out) {
                 const auto rows = static_cast<size_t>(panel.columns);
                 LoadTile<T>(b.y, b.y_stride, first, rows, b.n, y);
+                const size_t next = first + rows;
+                PrefetchRows<T, false>(b.y, b.y_stride, next, Min(b.count - next, kLanes), b.n);
                 f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
               });
 }

@@ -1256,6 +1256,25 @@ SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t r
   });
 }
 
+// Asks for rows that will be read, or written, after the work on a tile; those that lie several to a cache line come
+// by themselves.
+template <class T, bool kWrite>
+SOFTLANE_INLINE void PrefetchRows(const void* x, ptrdiff_t stride, size_t first, size_t rows,
+                                  size_t n) {
+  constexpr size_t kLine = 64;
+  if (n * sizeof(T) < kLine) return;
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < n * sizeof(T); i += kLine) {
+      const char* p = Step<const char>(x, first + r, stride) + i;
+      if constexpr (kWrite) {
+        SOFTLANE_PREFETCH_WRITE(p);
+      } else {
+        SOFTLANE_PREFETCH(p);
+      }
+    }
+  }
+}
+
 // Calls f(first row, Panel, OutPanel) for tiles of rows; the OutPanel lies over the Panel, and is
 // written to `out` unless that is null.
 template <class T, class F>
@@ -1268,6 +1287,9 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
   for (size_t first = 0; first < count; first += kLanes) {
     const size_t rows = Min(kLanes, count - first);
     LoadTile<T>(x, x_stride, first, rows, n, tile);
+    const size_t next = first + rows;
+    PrefetchRows<T, false>(x, x_stride, next, Min(count - next, kLanes), n);
+    if (out != nullptr) PrefetchRows<T, true>(out, out_stride, first, rows, n);
     f(first, Panel<Scalar>{tile, kStep, static_cast<int>(rows)},
       OutPanel<Scalar>{tile, kStep, static_cast<int>(rows)});
     if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
