@@ -827,7 +827,7 @@ void CrossEntropyRows(const LossBatch& b) {
     const RowsAt<T> grad{Step<T>(b.grad, first, b.grad_stride), b.grad_stride};
     RowsAt<Scalar> kept;
     if (keeps) kept = buffer.Rows(grad, rows.rows, b.n, b.chunked, b.scratch);
-    rows.template SumRows<true>(kept, {}, live);
+    rows.template SumRows<true>(kept, buffer.Holds(kept) ? grad : RowsAt<T>(), live);
     Sample<V, W> sample;
     sample.target = Widen(V::Load(logit));
     sample.weight = {W::Load(weight), W::Load(weight_lo)};

@@ -593,6 +593,7 @@ struct ExpBuffer {
   using Scalar = typename V::Scalar;
   static constexpr size_t kLongest = 128;
   alignas(64) Scalar buffer[kLongest * V::kLanes];
+  bool Holds(RowsAt<Scalar> rows) const { return rows.first == buffer; }
   RowsAt<Scalar> Rows(RowsAt<T> out, size_t rows, size_t n, const ChunkIo* io, void* scratch) {
     if (io != nullptr) return {};
     const size_t room = (n + V::kLanes - 1) / V::kLanes * V::kLanes;
@@ -1329,7 +1330,7 @@ void SoftmaxRows(const Batch& b) {
     using W = Wide<V>;
     const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
     const auto kept = buffer.Rows(out, rows.rows, b.n, b.chunked, b.scratch);
-    rows.template SumRows<false>(kept, {}, rows.All());
+    rows.template SumRows<false>(kept, buffer.Holds(kept) ? out : RowsAt<T>(), rows.All());
     const Double2<W> sums = rows.Sums();
     const Factor<V> all = PanelFactor<V>(MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sums));
     const PerRow hi(all.hi), lo(all.lo);
