@@ -164,6 +164,12 @@ SOFTLANE_INLINE void Exchange(Double2<W>& a, Double2<W>& b) {
   Exchange<kDistance>(a.lo, b.lo);
 }
 template <int kDistance, class Op, class S>
+SOFTLANE_INLINE S FoldOne(S x) {
+  x = Op()(x, SwapLanes<kDistance>(x));
+  if constexpr (kDistance > 1) x = FoldOne<kDistance / 2, Op>(x);
+  return x;
+}
+template <int kDistance, class Op, class S>
 SOFTLANE_INLINE void FoldPairs(S* v, size_t rows) {
   const auto fold = [=](size_t r, size_t other) SOFTLANE_LAMBDA {
     S a = v[r], b = v[other];
@@ -185,6 +191,7 @@ SOFTLANE_INLINE void FoldPairs(S* v, size_t rows) {
 // FoldLane and SumLanes, some of whose steps serve several rows. Lanes without a row have copies of others.
 template <class Op, int kLanes, class S>
 SOFTLANE_CALL S FoldRows(S* v, size_t rows) {
+  if (rows == 1) return FoldOne<kLanes / 2, Op>(v[0]);
   FoldPairs<kLanes / 2, Op>(v, rows);
   return v[0];
 }
