@@ -775,6 +775,27 @@ void CrossEntropyCols(const LossBatch& b) {
                });
 }
 
+// The weights of the targets of a block's rows, and their gaps if `smooth`.
+template <class T, class S>
+SOFTLANE_CALL void WeighRows(const LossBatch& b, const RowBlock<T>& rows, size_t first,
+                             typename RowBlock<T>::Rows live, bool smooth, S& sample) {
+  using W = Wide<Vec<T>>;
+  constexpr size_t kRows = RowBlock<T>::kRows;
+  double weight[kRows] = {}, weight_lo[kRows] = {}, gap_hi[kRows] = {}, gap_lo[kRows] = {};
+  const PerRow max(rows.max);
+  for (size_t r = 0; r < rows.rows; ++r) {
+    if (!rows.Has(live, r)) continue;
+    const auto target = static_cast<size_t>(b.targets[first + r]);
+    weight[r] = RowWeights<T>(b, first + r, target, 1).First(&weight_lo[r]);
+    if (!smooth) continue;
+    const Double2<F64> gap = RowGap(b, first + r, rows.x[r], static_cast<double>(max[r]));
+    gap_hi[r] = FirstLane(gap.hi);
+    gap_lo[r] = FirstLane(gap.lo);
+  }
+  sample.weight = {W::Load(weight), W::Load(weight_lo)};
+  sample.gap = {W::Load(gap_hi), W::Load(gap_lo)};
+}
+
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
@@ -804,39 +825,34 @@ void CrossEntropyRows(const LossBatch& b) {
   ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
     using W = Wide<V>;
     using Scalar = typename V::Scalar;
-    constexpr size_t kRows = RowBlock<T>::kRows;
     typename RowBlock<T>::Rows live = 0;
     Scalar logit[V::kLanes] = {};
-    double weight[kRows] = {}, weight_lo[kRows] = {}, coef[kRows] = {}, gap_hi[kRows] = {},
-           gap_lo[kRows] = {};
-    const PerRow max(rows.max);
     for (size_t r = 0; r < rows.rows; ++r) {
       if (Ignored(b, first + r)) continue;
       live |= typename RowBlock<T>::Rows{1} << r;
       // Read before the exps overwrite a gradient that lies over its logits.
       const auto target = static_cast<size_t>(b.targets[first + r]);
       logit[r] = static_cast<Scalar>(ElementOf(b, rows.x[r], target));
-      weight[r] = RowWeights<T>(b, first + r, target, 1).First(&weight_lo[r]);
-      coef[r] = b.coef[first + r];
-      if (terms.smooth) {
-        const Double2<F64> gap = RowGap(b, first + r, rows.x[r], static_cast<double>(max[r]));
-        gap_hi[r] = FirstLane(gap.hi);
-        gap_lo[r] = FirstLane(gap.lo);
-      }
     }
     const RowsAt<T> grad{Step<T>(b.grad, first, b.grad_stride), b.grad_stride};
     RowsAt<Scalar> kept;
     if (keeps) kept = buffer.Rows(grad, rows.rows, b.n, b.chunked, b.scratch);
     rows.template SumRows<true>(kept, buffer.Holds(kept) ? grad : RowsAt<T>(), live);
+    const auto count = static_cast<int>(rows.rows);
     Sample<V, W> sample;
     sample.target = Widen(V::Load(logit));
-    sample.weight = {W::Load(weight), W::Load(weight_lo)};
     sample.weight_sum = WeightSums<W>(b, first, rows.rows);
-    sample.coef = W::Load(coef);
-    sample.gap = {W::Load(gap_hi), W::Load(gap_lo)};
+    sample.coef = b.weighs ? W::LoadN(b.coef + first, count, 0) : W::Set(1);
+    sample.weight = ToDouble2(W::Set(1));
+    sample.gap = ToDouble2(W::Set(0));
+    if (b.weight != nullptr || b.shares != nullptr || terms.smooth) {
+      WeighRows(b, rows, first, live, terms.smooth, sample);
+    }
     sample.stats = rows.Statistics();
-    const PerRow loss(SampleLoss(sample, terms));
-    for (size_t r = 0; r < rows.rows; ++r) b.loss[first + r] = Ignored(b, first + r) ? 0 : loss[r];
+    StoreN(SampleLoss(sample, terms), b.loss + first, count);
+    for (size_t r = 0; live != rows.All() && r < rows.rows; ++r) {
+      if (!rows.Has(live, r)) b.loss[first + r] = 0;
+    }
     if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
     if (b.grad == nullptr) return;
     const auto grad_terms = SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms);
