@@ -384,8 +384,8 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     });
     const Double2<W> totals = Settled(sum);
     const Split<V> parts(totals);
-    const PerRow high(parts.hi), low(parts.lo), fits(SoftmaxGrad<V>::Fits(totals, b.scale));
-    const PerRow total(totals.hi);
+    const PerRow high(parts.hi), low(parts.lo);
+    const PerRow fits(SoftmaxGrad<V>::Fits(totals, b.scale)), total(totals.hi);
     const bool may_lose = MayLose<V>(b.n, totals);
     for (size_t r = 0; r < rows; ++r) {
       const size_t row = first + r;

@@ -1267,8 +1267,8 @@ SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t r
 // Asks for rows that will be read, or written, after the work on a tile; those that lie several to a cache line come
 // by themselves.
 template <class T, bool kWrite>
-SOFTLANE_INLINE void PrefetchRows(const void* x, ptrdiff_t stride, size_t first, size_t rows,
-                                  size_t n) {
+SOFTLANE_CALL void PrefetchRows(const void* x, ptrdiff_t stride, size_t first, size_t rows,
+                                size_t n) {
   constexpr size_t kLine = 64;
   if (n * sizeof(T) < kLine) return;
   for (size_t r = 0; r < rows; ++r) {
