@@ -132,9 +132,7 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
   ForTiles<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
               [&](size_t first, auto panel, auto out) {
                 const auto rows = static_cast<size_t>(panel.columns);
-                LoadTile<T>(b.y, b.y_stride, first, rows, b.n, y);
-                const size_t next = first + rows;
-                PrefetchRows<T, false>(b.y, b.y_stride, next, Min(b.count - next, kLanes), b.n);
+                LoadTile<T>(b.y, b.y_stride, first, rows, b.count, b.n, y, {});
                 f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
               });
 }

@@ -810,7 +810,7 @@ void CrossEntropyRows(const LossBatch& b) {
                   const Panel<Scalar> shares{tile, kStep, panel.columns};
                   if (b.shares != nullptr) {
                     const auto rows = static_cast<size_t>(panel.columns);
-                    LoadTile<T>(b.shares, b.share_stride, first, rows, b.n, tile);
+                    LoadTile<T>(b.shares, b.share_stride, first, rows, b.count, b.n, tile, {});
                   }
                   CrossEntropyPanel(b, terms, first, panel, out,
                                     b.shares == nullptr ? nullptr : &shares);

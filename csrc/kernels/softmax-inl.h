@@ -1246,14 +1246,37 @@ inline void ForWidths(size_t n, F f) {
   }
 }
 
-// Up to kLanes rows of n elements turned into a tile of n vectors, and back.
+// Asks for rows that will be read, or written, after the work on a tile; those that lie several to a cache line come
+// by themselves. Not a function that could be called: compilers drop calls of what does nothing but this.
+template <class T, bool kWrite>
+SOFTLANE_INLINE void PrefetchRows(const void* x, ptrdiff_t stride, size_t rows, size_t n) {
+  constexpr size_t kLine = 64;
+  if (n * sizeof(T) < kLine) return;
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < n * sizeof(T); i += kLine) {
+      const char* p = Step<const char>(x, r, stride) + i;
+      if constexpr (kWrite) {
+        SOFTLANE_PREFETCH_WRITE(p);
+      } else {
+        SOFTLANE_PREFETCH(p);
+      }
+    }
+  }
+}
+
+// Up to kLanes rows of n elements turned into a tile of n vectors, and back. Of the `count` rows that there are the
+// next ones are then asked for, and where the results will be `written`, unless that is none.
 template <class T>
-SOFTLANE_CALL void LoadTile(const void* x, ptrdiff_t stride, size_t first, size_t rows, size_t n,
-                            typename Vec<T>::Scalar* tile) {
+SOFTLANE_CALL void LoadTile(const void* x, ptrdiff_t stride, size_t first, size_t rows,
+                            size_t count, size_t n, typename Vec<T>::Scalar* tile,
+                            RowsAt<T> written) {
   const T* base = Step<const T>(x, first, stride);
   ForWidths<Vec<T>>(n, [=](size_t c, int width, auto bound) SOFTLANE_LAMBDA {
     LoadColumns<bound.kWidth, T>(base + c, stride, rows, width, tile + c * Vec<T>::kLanes);
   });
+  const size_t ahead = Min(count - first - rows, Vec<T>::kLanes);
+  PrefetchRows<T, false>(Step<const T>(base, rows, stride), stride, ahead, n);
+  if (written.first != nullptr) PrefetchRows<T, true>(written.first, written.stride, rows, n);
 }
 template <class T>
 SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t rows, size_t n,
@@ -1262,25 +1285,6 @@ SOFTLANE_CALL void StoreTile(void* out, ptrdiff_t stride, size_t first, size_t r
   ForWidths<Vec<T>>(n, [=](size_t c, int width, auto bound) SOFTLANE_LAMBDA {
     StoreColumns<bound.kWidth, T>(base + c, stride, rows, width, tile + c * Vec<T>::kLanes);
   });
-}
-
-// Asks for rows that will be read, or written, after the work on a tile; those that lie several to a cache line come
-// by themselves.
-template <class T, bool kWrite>
-SOFTLANE_CALL void PrefetchRows(const void* x, ptrdiff_t stride, size_t first, size_t rows,
-                                size_t n) {
-  constexpr size_t kLine = 64;
-  if (n * sizeof(T) < kLine) return;
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t i = 0; i < n * sizeof(T); i += kLine) {
-      const char* p = Step<const char>(x, first + r, stride) + i;
-      if constexpr (kWrite) {
-        SOFTLANE_PREFETCH_WRITE(p);
-      } else {
-        SOFTLANE_PREFETCH(p);
-      }
-    }
-  }
 }
 
 // Calls f(first row, Panel, OutPanel) for tiles of rows; the OutPanel lies over the Panel, and is
@@ -1294,10 +1298,9 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
   alignas(64) Scalar tile[kLongestTile<Vec<T>> * kLanes];
   for (size_t first = 0; first < count; first += kLanes) {
     const size_t rows = Min(kLanes, count - first);
-    LoadTile<T>(x, x_stride, first, rows, n, tile);
-    const size_t next = first + rows;
-    PrefetchRows<T, false>(x, x_stride, next, Min(count - next, kLanes), n);
-    if (out != nullptr) PrefetchRows<T, true>(out, out_stride, first, rows, n);
+    RowsAt<T> written;
+    if (out != nullptr) written = {Step<T>(out, first, out_stride), out_stride};
+    LoadTile<T>(x, x_stride, first, rows, count, n, tile, written);
     f(first, Panel<Scalar>{tile, kStep, static_cast<int>(rows)},
       OutPanel<Scalar>{tile, kStep, static_cast<int>(rows)});
     if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
@@ -1658,8 +1661,8 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   const auto stride = static_cast<ptrdiff_t>(w.n * sizeof(double));
   for (size_t first = 0; first < w.count; first += V::kLanes) {
     const size_t rows = Min(V::kLanes, w.count - first);
-    LoadTile<double>(w.x, stride, first, rows, w.n, x);
-    LoadTile<double>(w.b, stride, first, rows, w.n, b);
+    LoadTile<double>(w.x, stride, first, rows, w.count, w.n, x, {});
+    LoadTile<double>(w.b, stride, first, rows, w.count, w.n, b, {});
     const auto weight = [&](size_t i) SOFTLANE_LAMBDA { return V::Load(b + i * V::kLanes); };
     const auto logit = [&](size_t i) SOFTLANE_LAMBDA {
       const V v = V::Load(x + i * V::kLanes);
