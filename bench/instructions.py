@@ -11,15 +11,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-KERNELS = (
-    "softmax",
-    "log_softmax",
-    "logsumexp",
-    "cross_entropy",
-    "cross_entropy_with_grad",
-    "softmax_backward",
-    "log_softmax_backward",
-)
+from grid import FUNCTIONS
+
+KERNELS = (*FUNCTIONS, "log_softmax_backward")
 ROWS = 32
 
 

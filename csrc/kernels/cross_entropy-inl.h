@@ -873,7 +873,7 @@ void CrossEntropyRows(const LossBatch& b) {
       } else {
         const V high = hi.All(r), low = lo.All(r);
         MapRow<V>(kept[r], grad[r], b.n,
-                  [=](size_t, V e) SOFTLANE_LAMBDA { return MulAddExact(e, high, Mul(e, low)); });
+                  [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
       if (b.chunked == nullptr) StoreOne(at_target[r], grad[r] + b.targets[first + r]);
     }

@@ -98,7 +98,6 @@ struct ExpSum<F64> {
   }
 };
 
-// The sum of all lanes, in every lane: i + (i ^ 8) of 16 lanes, then 4, 2, 1.
 template <class W>
 inline W AddLanes(W a, W b) {
   return Add(a, b);
@@ -112,34 +111,12 @@ template <int kDistance>
 inline Double2<F64> SwapLanes(Double2<F64> x) {
   return {SwapLanes<kDistance>(x.hi), SwapLanes<kDistance>(x.lo)};
 }
-template <class S>
-inline S SumLanes(S x) {
-  x = AddLanes(x, SwapLanes<4>(x));
-  x = AddLanes(x, SwapLanes<2>(x));
-  return AddLanes(x, SwapLanes<1>(x));
-}
-inline F64 SumLanes(D16 x) { return SumLanes(Add(x.a, x.b)); }
 template <class W>
 inline Double2<W> ToDouble2(Double2<W> x) {
   return x;
 }
-template <class V, class Op>
-inline typename V::Scalar FoldLane(V x, Op op) {
-  if constexpr (V::kLanes == 16) x = op(x, SwapLanes<8>(x));
-  x = op(x, SwapLanes<4>(x));
-  x = op(x, SwapLanes<2>(x));
-  return FirstLane(op(x, SwapLanes<1>(x)));
-}
-template <class V>
-inline typename V::Scalar MaxLane(V x) {
-  return FoldLane(x, [](V a, V b) { return Max(a, b); });
-}
-template <class V>
-inline typename V::Scalar MinLane(V x) {
-  return FoldLane(x, [](V a, V b) { return Min(a, b); });
-}
 
-// What the lanes of a row's vector are folded by.
+// What lanes are folded by.
 struct MaxOf {
   template <class V>
   SOFTLANE_INLINE V operator()(V a, V b) const {
@@ -158,16 +135,31 @@ struct SumOf {
     return AddLanes(a, b);
   }
 };
-template <int kDistance, class W>
-SOFTLANE_INLINE void Exchange(Double2<W>& a, Double2<W>& b) {
-  Exchange<kDistance>(a.hi, b.hi);
-  Exchange<kDistance>(a.lo, b.lo);
-}
+// The fold of all lanes, in every lane: i with i ^ kDistance, then with half of that, down to 1.
 template <int kDistance, class Op, class S>
 SOFTLANE_INLINE S FoldOne(S x) {
   x = Op()(x, SwapLanes<kDistance>(x));
   if constexpr (kDistance > 1) x = FoldOne<kDistance / 2, Op>(x);
   return x;
+}
+template <class S>
+inline S SumLanes(S x) {
+  return FoldOne<F64::kLanes / 2, SumOf>(x);
+}
+inline F64 SumLanes(D16 x) { return SumLanes(Add(x.a, x.b)); }
+template <class V>
+inline typename V::Scalar MaxLane(V x) {
+  return FirstLane(FoldOne<V::kLanes / 2, MaxOf>(x));
+}
+template <class V>
+inline typename V::Scalar MinLane(V x) {
+  return FirstLane(FoldOne<V::kLanes / 2, MinOf>(x));
+}
+
+template <int kDistance, class W>
+SOFTLANE_INLINE void Exchange(Double2<W>& a, Double2<W>& b) {
+  Exchange<kDistance>(a.hi, b.hi);
+  Exchange<kDistance>(a.lo, b.lo);
 }
 template <int kDistance, class Op, class S>
 SOFTLANE_INLINE void FoldPairs(S* v, size_t rows) {
@@ -188,7 +180,7 @@ SOFTLANE_INLINE void FoldPairs(S* v, size_t rows) {
   if constexpr (kDistance > 1) FoldPairs<kDistance / 2, Op>(v, Min(rows, kDistance));
 }
 // The vectors of up to kLanes rows to one, with the fold of each in the row's lane: the same tree as that of
-// FoldLane and SumLanes, some of whose steps serve several rows. Lanes without a row have copies of others.
+// FoldOne, some of whose steps serve several rows. Lanes without a row have copies of others.
 template <class Op, int kLanes, class S>
 SOFTLANE_CALL S FoldRows(S* v, size_t rows) {
   if (rows == 1) return FoldOne<kLanes / 2, Op>(v[0]);
@@ -247,6 +239,12 @@ inline Double2<W> ExactValue(ExpParts<W> e) {
 }
 inline Double2<F64> Widen(ExpParts<F64> e) { return ExactValue(e); }
 
+// x·(hi + lo), for a lo far below hi.
+template <class V>
+SOFTLANE_INLINE V TimesPair(V x, V hi, V lo) {
+  return MulAddExact(x, hi, Mul(x, lo));
+}
+
 // What turns stored exps into results, p·coef: e times hi + lo. Where the result or e*lo could leave the
 // normal range (e < small), the product is formed wider and rounded once; exps at the floor count as 0.
 template <class V>
@@ -258,7 +256,7 @@ struct Factor {
   V hi, lo, small;
 
   // For an e of at least `small`.
-  SOFTLANE_INLINE V Plain(V e) const { return MulAddExact(e, hi, Mul(e, lo)); }
+  SOFTLANE_INLINE V Plain(V e) const { return TimesPair(e, hi, lo); }
   SOFTLANE_INLINE V operator()(V e) const {
     const V y = Plain(e);
     const auto rare = Lt(e, small);
@@ -708,7 +706,8 @@ struct RowBlock {
   Stats<V, W> Statistics() {
     Stats<V, W> stats{Widen(max), Sums(), Exps(max)};
     stats.DropFloor(n);
-    if (repeated_) stats.AddRepeats(W::LoadN(repeats_, static_cast<int>(rows), 0));
+    const W repeats = W::LoadN(repeats_, static_cast<int>(rows), 0);
+    if (AnyTrue(Lt(W::Set(0), repeats))) stats.AddRepeats(repeats);
     return stats;
   }
 
@@ -718,9 +717,7 @@ struct RowBlock {
   }
   SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
     lanes_[r] = row.sum.Total();
-    const size_t repeats = row.maxima < 1 ? 0 : row.maxima - 1;
-    repeats_[r] = static_cast<double>(repeats);
-    repeated_ = repeated_ || repeats > 0;
+    repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
   }
   template <bool kKeep, bool kSkips>
   SOFTLANE_CALL void SumOrdinary(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
@@ -761,7 +758,6 @@ struct RowBlock {
   alignas(64) Scalar floor_[kRows];
   decltype(ExpSum<V>().Total()) lanes_[kRows];
   double repeats_[kRows];  // of the maxima
-  bool repeated_ = false;  // any of them
 };
 
 // Numbers of rows, one a lane, to be taken one by one.
@@ -1355,7 +1351,7 @@ void SoftmaxRows(const Batch& b) {
       } else {
         const V high = hi.All(r), low = lo.All(r);
         MapRow<V>(kept[r], out[r], b.n,
-                  [=](size_t, V e) SOFTLANE_LAMBDA { return MulAddExact(e, high, Mul(e, low)); });
+                  [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
     }
   });

@@ -3,12 +3,12 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "dispatch.h"
 #include "kernels/table.h"
+#include "scale.h"
 
 namespace {
 
@@ -16,20 +16,6 @@ using softlane::BackwardBatch;
 using softlane::Batch;
 using softlane::KernelTable;
 using softlane::LossBatch;
-
-softlane::Scale unit_scale() {
-  const double log2e = 0x1.71547652b82fep+0, log2e_lo = 0x1.777d0ffda0d24p-56;
-  softlane::Scale s{};
-  s.k_hi = log2e;
-  s.k_lo = log2e_lo;
-  s.kf_hi = static_cast<float>(log2e);
-  s.kf_lo = static_cast<float>(log2e - static_cast<double>(s.kf_hi) + log2e_lo);
-  s.inv_hi = 1;
-  s.invf_hi = 1;
-  s.inv_k = 0x1.62e42fefa39efp-1;
-  s.unit = true;
-  return s;
-}
 
 template <class T>
 void run(const KernelTable& table, int storage, const std::string& kernel, size_t rows, size_t n,
@@ -47,7 +33,7 @@ void run(const KernelTable& table, int storage, const std::string& kernel, size_
     y[i] = output;
   }
   const auto stride = static_cast<ptrdiff_t>(n * sizeof(T));
-  const softlane::Scale scale = unit_scale();
+  const softlane::Scale scale = softlane::make_scale(1);
   const Batch batch{x.data(), stride, out.data(), stride, rows, n, scale, nullptr, nullptr};
   Batch sums = batch;
   sums.out = loss.data();
