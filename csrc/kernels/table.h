@@ -23,7 +23,7 @@ struct Scale {
 
 // Where a row's elements come from when they do not lie in memory as the kernel needs them:
 // `fetch` returns elements [start, start + count) as a contiguous array of the kernel's storage
-// type, `put` sends a written chunk off. A chunk is a multiple of 128 elements but for the last.
+// type, `put` sends a written chunk off; neither throws. A chunk is a multiple of 128 elements but for the last.
 struct ChunkIo {
   void* (*fetch)(void* context, int operand, size_t start, size_t count);
   void (*put)(void* context, int operand, size_t start, size_t count);
@@ -41,7 +41,7 @@ struct Batch {
   size_t count;  // rows or columns
   size_t n;      // elements of each
   Scale scale;
-  void* scratch;           // kScratchBytes, aligned to 64
+  void* scratch;  // kScratchBytes, aligned to 64; or null: rows of float and double need none
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
 };
 
