@@ -132,6 +132,10 @@ bool contiguous_axis(const Plan& plan, size_t count, size_t item) {
 
 enum class Mode { kRows, kCols, kPacked };
 
+// Whether a kernel that writes as many elements as it reads has a use for its scratch: for the floats of half types, or
+// for copies of columns.
+bool needs_scratch(Mode mode, DType type) { return mode == Mode::kCols || item_size(type) == 2; }
+
 Mode choose_mode(Plan& plan, bool direct, size_t operands, size_t item) {
   if (!direct) return Mode::kPacked;
   if (contiguous_axis(plan, operands, item)) return Mode::kRows;
@@ -378,7 +382,7 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    if (is_floating(x.dtype) && item_size(compute.type) == 2) batch.scratch = scratch.kernel();
+    if (needs_scratch(mode, compute.type)) batch.scratch = scratch.kernel();
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
       const double masked = log ? -kInf : 0;
@@ -820,7 +824,7 @@ class CrossEntropy {
     bool correct[kBlock];
     const LossStats stats{logsumexps, log_probs, entropies, correct};
     if (a_.stats[0] != nullptr) batch.stats = &stats;
-    if (a_.grad != nullptr && item_size(compute_.type) == 2) batch.scratch = scratch.kernel();
+    if (a_.grad != nullptr && needs_scratch(mode, compute_.type)) batch.scratch = scratch.kernel();
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
     PackedRows row{&plan_, {}, a_.where, 5};
@@ -1177,6 +1181,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
+    if (needs_scratch(mode, compute.type)) batch.scratch = scratch.kernel();
     PackedRows row{&plan, {}};
     if (mode == Mode::kPacked) {
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};

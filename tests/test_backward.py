@@ -122,6 +122,29 @@ def test_gradients_of_every_size(isa: str, dtype: DType) -> None:
     check_ulp(softlane.log_softmax_backward(g, lp), oracle.log_softmax_backward(g, lp))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [5, 16, 100, 1000])
+def test_results_around_the_smallest_numbers(isa: str, dtype: Any, n: int) -> None:
+    """Outputs from 1 to nothing, in rows that have tiny ones and rows that have none, each as if it were alone."""
+    rng = rng_for("smallest results", dtype, n)
+    least = np.finfo(dtype).minexp
+    y = rng.uniform(1, 2, (200, n)) * 2.0 ** rng.integers(least - 3, least + 3, (200, n))
+    y[:, ::3] *= 2.0 ** -rng.integers(least, 0, (200, 1))  # ordinary ones beside them
+    y[::4] = rng.uniform(size=y[::4].shape) / n
+    y[5] = 0
+    y[:, n // 2] = 1
+    g = to_dtype(rng.standard_normal((200, n)) + rng.choice([0, 1], (200, 1)), np.dtype(dtype))
+    g[7] = 0
+    output = to_dtype(y, np.dtype(dtype))
+    got = softlane.softmax_backward(g, output)
+    check_ulp(got, oracle.softmax_backward(g, output))
+    columns = softlane.softmax_backward(g.T.copy(), output.T.copy(), axis=0)
+    assert_same_bits(columns.T, got, "columns")
+    for i in range(len(g)):
+        alone = softlane.softmax_backward(g[i], output[i])
+        assert_same_bits(alone, got[i], f"row {i}")
+
+
 @pytest.mark.parametrize("n", [17, 32, 1000])
 def test_sums_of_products_too_small_for_a_float(isa: str, n: int) -> None:
     y = np.full((20, n), 2.0**-75, np.float32)

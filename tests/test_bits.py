@@ -204,6 +204,37 @@ def test_rows_against_columns(fused_isa: str, name: str, dtype: DType) -> None:
             assert_rows(got, expected, f"{width} columns of length {n}", chosen)
 
 
+# Lengths of columns with the bytes from row to row: in one set of a cache's lines or two (copied if short enough, in
+# groups of up to eight panels), nearly so, in all of them, and so far apart that a few rows are copied, too.
+COLUMNS = [
+    *((n, distance) for n in (7, 8, 9, 33, 200, 257, 600) for distance in (4096, 2048, 4112, 4064)),
+    *((n, 2048) for n in (1500, 4096, 4097, 8192, 8193)),
+    *((n, 400_000) for n in (8, 9, 20, 21)),
+]
+
+
+@every_call
+@every_float
+def test_columns_at_any_distance(fused_isa: str, name: str, dtype: DType) -> None:
+    for n, distance in COLUMNS:
+        rows = rows_of(dtype, n) if n < 1000 else rows_of(dtype, n, 4)
+        count = min(70, distance // (2 * dtype.itemsize))
+        chosen = np.arange(count) % len(rows.x)
+        expected = CALLS[name](rows, -1, identity)
+        several = rows.pick(chosen)
+        for start in (0, 3):
+
+            def place(x: Array, at: slice = slice(start, start + count)) -> Array:
+                if x.shape == (n, count):  # a result
+                    return x.T
+                room = np.zeros((n, distance // x.itemsize), x.dtype)
+                room[:, at] = x.T
+                return room[:, at]
+
+            got = CALLS[name](several, 0, place)
+            assert_rows(got, expected, f"{n} rows {distance} bytes apart", chosen)
+
+
 @every_float
 def test_the_last_axis_against_a_middle_one_and_several(fused_isa: str, dtype: DType) -> None:
     for n in FEW_TAILS:

@@ -26,7 +26,9 @@ SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
   using V = Vec<T>;
   ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) SOFTLANE_LAMBDA {
     size_t i = 0;
-    for (; i + V::kLanes <= count; i += V::kLanes) f(V::Load(g + i), V::Load(y + i));
+    for (; i + V::kLanes <= count; i += V::kLanes) {
+      f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i)));
+    }
     if (i == count) return;
     const int m = static_cast<int>(count - i);
     f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, fill));
@@ -39,7 +41,7 @@ SOFTLANE_INLINE void MapPairs(const BackwardBatch& b, size_t row, F f) {
   ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) SOFTLANE_LAMBDA {
     size_t i = 0;
     for (; i + V::kLanes <= count; i += V::kLanes) {
-      Store(f(V::Load(g + i), V::Load(y + i)), out + i);
+      Store(f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i))), out + i);
     }
     if (i == count) return;
     const int m = static_cast<int>(count - i);
@@ -141,15 +143,21 @@ template <class T, class F>
 inline void ForPairPanels(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
   constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
-  alignas(64) Scalar tile[kCopiedColumn * Vec<T>::kLanes];
-  ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n,
+  // One half of the scratch for each operand.
+  const Copies room{b.scratch, kScratchBytes / 2};
+  auto* tile = static_cast<Scalar*>(b.scratch) + room.bytes / sizeof(Scalar);
+  Copies copies = AreFar(b.n, b.grad_stride)
+                      ? room
+                      : ColumnCopies<Vec<T>>(b.n, b.grad_stride, b.out_stride, room);
+  if (copies.place == nullptr) copies = ColumnCopies<Vec<T>>(b.n, b.y_stride, b.y_stride, room);
+  ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n, copies,
                [&](size_t first, auto panel, auto out) {
                  using P = decltype(panel);
                  const Panel<T> y{static_cast<const T*>(b.y) + first, b.y_stride, panel.columns};
                  P other{};
                  if constexpr (sizeof(typename P::T) == sizeof(T)) other = y;
                  if constexpr (sizeof(typename P::T) == sizeof(Scalar)) {
-                   if (b.n <= kCopiedColumn) {
+                   if (copies.place != nullptr) {
                      CopyPanel(y, b.n, tile);
                      other = {tile, kStep, panel.columns};
                    }
@@ -231,20 +239,31 @@ SOFTLANE_RARE inline F64 SmallSoftmaxGrad(F64 y, F64 g, Double2<F64> dot, F64 un
   return IfThenElse(Eq(y, zero), zero, ScaleDown(Mul(all, inverse)));
 }
 
-// y·(g - Σ g·y), without a temperature. g - Σ and the product are rounded once each, and what Σ lacks is
-// far below them: 1.5 ulp of |y|(|g| + Σ|g·y|).
+// |Σ|, or 1 for one of 0: beside an output of Tiny / this or more |y|(|g| + Σ|g·y|) is an ordinary number, or
+// y·g is the result.
 template <class V>
+SOFTLANE_INLINE V GradUnit(V sum) {
+  const V size = Abs(sum);
+  return IfThenElse(Eq(size, V::Set(0)), V::Set(1), size);
+}
+
+// y·(g - Σ g·y), without a temperature. g - Σ and the product are rounded once each, and what Σ lacks is
+// far below them: 1.5 ulp of |y|(|g| + Σ|g·y|). Where that could be less than a normal number, which is looked
+// for if kMayBeTiny, the result is rounded once.
+template <class V, bool kMayBeTiny>
 struct SoftmaxGrad {
   using W = Wide<V>;
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
   Split<V> dot;
-  explicit SoftmaxGrad(Split<V> sum) : dot(sum) {}
+  V unit;
+  SoftmaxGrad(Split<V> sum, V grad_unit) : dot(sum), unit(grad_unit) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
-    const auto small = Lt(Abs(r), V::Set(Tiny<V>()));
+    if constexpr (!kMayBeTiny) return r;
+    const auto small = Lt(Mul(y, unit), V::Set(Tiny<V>()));
     if (!AnyTrue(small)) return r;
-    const auto tiny = AndNot(Eq(y, zero), small);  // not what is 0 beside an output of 0
+    const auto tiny = AndNot(Eq(y, zero), And(small, Lt(Abs(r), V::Set(Tiny<V>()))));
     return AnyTrue(tiny) ? IfThenElse(tiny, Small(g, y), r) : r;
   }
   SOFTLANE_RARE V Small(V g, V y) const {
@@ -255,15 +274,37 @@ struct SoftmaxGrad {
       return SmallSoftmaxGrad(y, g, {dot.hi, dot.lo}, V::Set(1), ToDouble2(V::Set(1)));
     }
   }
-  // Samples in which g - Σ cannot overflow and what is left of Σ is a normal number: 1, others 0.
-  template <class S>
-  static S Fits(Double2<S> sum, const Scale& scale) {
-    const S size = Abs(sum.hi);
-    const auto ordinary = And(Lt(S::Set(kFloat ? 0x1p-90 : 0x1p-400), size),
-                              Lt(size, S::Set(kFloat ? 0x1p100 : 0x1p500)));
-    return IfThenElseZero(Or(ordinary, Eq(size, S::Set(0))), S::Set(scale.unit ? 1 : 0));
-  }
 };
+// Samples in which g - Σ cannot overflow and what is left of Σ is a normal number: 1, others 0.
+template <class V, class S>
+inline S FitsSoftmaxGrad(Double2<S> sum, const Scale& scale) {
+  constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
+  const S size = Abs(sum.hi);
+  const auto ordinary = And(Lt(S::Set(kFloat ? 0x1p-90 : 0x1p-400), size),
+                            Lt(size, S::Set(kFloat ? 0x1p100 : 0x1p500)));
+  return IfThenElseZero(Or(ordinary, Eq(size, S::Set(0))), S::Set(scale.unit ? 1 : 0));
+}
+// The least output of some samples, which tells whether one of their results may be tiny. Registers of 8 floats are as
+// quick, or quicker, if that is looked for in every result.
+#if SOFTLANE_BACKEND == SOFTLANE_IS_avx512
+constexpr bool kSeeksLeast = true;
+#else
+constexpr bool kSeeksLeast = false;
+#endif
+template <class V>
+constexpr auto kNoLeast = static_cast<typename V::Scalar>(1);
+template <class V>
+SOFTLANE_INLINE void KeepLeast(V y, V& least) {
+  if constexpr (kSeeksLeast) least = MinPositive(y, least);
+}
+// Whether SoftmaxGrad may find something tiny beside these least outputs and units. Twice what it looks for, as the
+// products are rounded: what a sample gets depends on itself alone, not on those beside it.
+template <class V>
+inline bool MayBeTiny(V least, V unit) {
+  if constexpr (!kSeeksLeast) return true;
+  const auto fine = Lt(V::Set(2 * Tiny<V>()), Mul(least, unit));  // not for NaN
+  return AnyTrue(AndNot(fine, V::FirstN(V::kLanes)));
+}
 
 // Σ unit·g·y; an element with y == 0 has no part, whatever its g.
 template <class T>
@@ -326,22 +367,34 @@ inline bool MayLose(size_t n, Double2<S> total) {
 template <class P, class Out>
 inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
   using V = typename P::V;
+  using W = Wide<V>;
+  V least = V::Set(kNoLeast<V>);
   const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
     using Sum = decltype(kind);
-    return PanelFold<Sum, V::kLanes>(
-        b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA { AddDot(g.Load(i), y.Load(i), lane); });
+    return PanelFold<Sum, V::kLanes>(b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA {
+      const V output = y.Load(i);
+      AddDot(g.Load(i), output, lane);
+      KeepLeast(output, least);
+    });
   });
   const auto total = Settled(sum);
-  auto fits = SoftmaxGrad<V>::Fits(total, b.scale);
+  auto fits = FitsSoftmaxGrad<V>(total, b.scale);
   if (MayLose<V>(b.n, total)) {
-    using W = Wide<V>;
     V largest = V::Set(0);
     for (size_t i = 0; i < b.n; ++i) largest = Max(LiveGrad(g.Load(i), y.Load(i)), largest);
     const auto lost = And(Eq(total.hi, W::Set(0)), Lt(W::Set(0), Widen(largest)));
     fits = IfThenElse(lost, W::Set(0), fits);
   }
-  MapPanel(b, g, y, out, NotZero<V>(fits), SoftmaxGrad<V>(Split<V>(total)),
-           SoftmaxBackwardRow<typename P::T>);
+  const Split<V> parts(total);
+  const auto map = [&](auto grad) SOFTLANE_LAMBDA {
+    MapPanel(b, g, y, out, NotZero<V>(fits), grad, SoftmaxBackwardRow<typename P::T>);
+  };
+  const V unit = GradUnit(parts.hi);
+  if (MayBeTiny(least, unit)) {
+    map(SoftmaxGrad<V, true>(parts, unit));
+  } else {
+    map(SoftmaxGrad<V, false>(parts, unit));
+  }
 }
 
 template <class T>
@@ -370,28 +423,39 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
   const size_t block = PairBlock<V>(b);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
+    V least = V::Set(kNoLeast<V>);
     const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
       using Sum = decltype(kind);
       decltype(kind.Lanes()) lanes[V::kLanes];
       for (size_t r = 0; r < rows; ++r) {
         Sum dot;
-        ForPairVectors<T>(b, first + r, 0, [&](V g, V y) SOFTLANE_LAMBDA { AddDot(g, y, dot); });
+        ForPairVectors<T>(b, first + r, kNoLeast<V>, [&](V g, V y) SOFTLANE_LAMBDA {
+          AddDot(g, y, dot);
+          KeepLeast(y, least);
+        });
         lanes[r] = dot.Lanes();
       }
       return FoldRows<SumOf, V::kLanes>(lanes, rows);
     });
     const Double2<W> totals = Settled(sum);
     const Split<V> parts(totals);
-    const PerRow high(parts.hi), low(parts.lo);
-    const PerRow fits(SoftmaxGrad<V>::Fits(totals, b.scale)), total(totals.hi);
+    const V grad_units = GradUnit(parts.hi);
+    const PerRow high(parts.hi), low(parts.lo), unit(grad_units);
+    const PerRow fits(FitsSoftmaxGrad<V>(totals, b.scale)), total(totals.hi);
     const bool may_lose = MayLose<V>(b.n, totals);
+    const bool may_be_tiny = MayBeTiny(least, V::Set(MinLane(grad_units)));
     for (size_t r = 0; r < rows; ++r) {
       const size_t row = first + r;
       const bool lost = may_lose && total[r] == 0 && LargestGrad<true, T>(b, row) != 0;
       if (lost || fits[r] == 0) {
         SoftmaxBackwardRow<T>(b, row);
+        continue;
+      }
+      const Split<V> dot(high.All(r), low.All(r));
+      if (may_be_tiny) {
+        MapPairs<T>(b, row, SoftmaxGrad<V, true>(dot, unit.All(r)));
       } else {
-        MapPairs<T>(b, row, SoftmaxGrad<V>(Split<V>(high.All(r), low.All(r))));
+        MapPairs<T>(b, row, SoftmaxGrad<V, false>(dot, unit.All(r)));
       }
     }
   }

@@ -273,6 +273,21 @@ SOFTLANE_INLINE void StoreN(Pair<H> x, T* p, int n) {
   if (n > H::kLanes) StoreN(x.b, p + H::kLanes, n - H::kLanes);
 }
 
+// The smaller of two numbers if both are positive; if not, a, b or what compares as neither.
+template <class V>
+SOFTLANE_INLINE V MinPositive(V a, V b) {
+  return Min(a, b);
+}
+// What was loaded, once: GCC reads memory again for each use, which costs more than a register where most vectors
+// lie across two cache lines, as they do in rows of AVX-512's.
+template <class V>
+SOFTLANE_INLINE V InRegister(V x) {
+#if defined(__GNUC__) && SOFTLANE_BACKEND == SOFTLANE_IS_avx512
+  asm("" : "+v"(x.v));
+#endif
+  return x;
+}
+
 // The lanes of a mask as bits, lane 0 the lowest.
 template <class V>
 struct MaskBits {

@@ -829,38 +829,78 @@ struct OutPanel {
   }
 };
 
-// Columns up to this length that are read and written are worked on in a copy of the panel: rows far apart
-// compete for a few places in the caches, above all where their distance is a power of two.
-constexpr size_t kCopiedColumn = 256;
+// Columns that are read and written are worked on in a copy of the panel if their elements compete for a few places in
+// the caches, above all where they lie a power of two apart.
+struct Copies {
+  void* place;  // null: no copies
+  size_t bytes;
+};
+// Whether n rows at this distance come to lie in few of the sets of lines of an L1 cache, 64 of eight lines or more:
+// whether some k rows get back to within a quarter of a line of where they began. k up to 3 is what counts (measured).
+constexpr size_t kShortColumn = 256;
+inline bool Compete(size_t n, ptrdiff_t stride) {
+  constexpr size_t kSize = 4096;
+  for (size_t k = 1; k <= Min(3, n / 8); ++k) {
+    const size_t gap = k * static_cast<size_t>(stride) % kSize;
+    if (Min(gap, kSize - gap) < 16) return true;
+  }
+  return false;
+}
+// Whether 9 to 20 rows lie so far apart that they are in memory. A copy is then quicker for two operands and a result,
+// whatever the distance: the processor foresees fewer rows, and more keep it busy (measured).
+inline bool AreFar(size_t n, ptrdiff_t stride) {
+  const auto gap = static_cast<size_t>(stride < 0 ? -stride : stride);
+  return n > 8 && n <= 20 && gap > (3 << 20) / n;
+}
+template <class V>
+inline Copies ColumnCopies(size_t n, ptrdiff_t stride, ptrdiff_t out_stride, Copies room) {
+  const bool fits = n * sizeof(V) <= room.bytes;
+  return fits && (Compete(n, stride) || Compete(n, out_stride)) ? room : Copies{nullptr, 0};
+}
 
 template <class T>
 inline void CopyPanel(const Panel<T>& panel, size_t n, typename Vec<T>::Scalar* tile) {
   for (size_t i = 0; i < n; ++i) Store(panel.LoadFirst(i), tile + i * Vec<T>::kLanes);
 }
 
+// How many columns the first panel takes, so that the others begin where cache lines do, as far as the rows allow it:
+// a vector across two of them costs both, and a panel its neighbours' lines.
+template <class T>
+inline size_t FirstPanel(const void* x, size_t count) {
+  constexpr size_t kLanes = Vec<T>::kLanes;
+  const size_t over = reinterpret_cast<uintptr_t>(x) / sizeof(T) % kLanes;
+  return count < 4 * kLanes ? kLanes : kLanes - over;
+}
+
 // Calls f(first column, Panel, OutPanel) for every panel of the batch. The OutPanel of a copy lies over it.
 template <class T, class F>
 inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
-                      size_t count, size_t n, F f) {
+                      size_t count, size_t n, Copies copies, F f) {
   using V = Vec<T>;
   using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  const auto panel = [=](size_t c) {
+  const auto panel = [=](size_t c, size_t columns = V::kLanes) {
     return Panel<T>{static_cast<const T*>(x) + c, x_stride,
-                    static_cast<int>(Min(kLanes, count - c))};
+                    static_cast<int>(Min(columns, count - c))};
   };
-  const auto result = [=](size_t c) {
+  const auto result = [=](size_t c, size_t columns = V::kLanes) {
     return OutPanel<T>{out == nullptr ? nullptr : static_cast<T*>(out) + c, out_stride,
-                       static_cast<int>(Min(kLanes, count - c))};
+                       static_cast<int>(Min(columns, count - c))};
   };
-  if (n > kCopiedColumn || out == nullptr) {
-    for (size_t c = 0; c < count; c += kLanes) f(c, panel(c), result(c));
+  if (copies.place == nullptr) {
+    size_t columns = FirstPanel<T>(x, count);
+    for (size_t c = 0; c < count; c += columns, columns = kLanes) {
+      f(c, panel(c, columns), result(c, columns));
+    }
     return;
   }
-  // Short columns are copied several panels at a time, so that more of a row is read at once.
-  alignas(64) Scalar tile[kCopiedColumn * kLanes];
-  const size_t group = Min(8, kCopiedColumn / n) * kLanes;
+  // Several panels are copied at a time, so that more of a row is read at once: as many as fit half of an L1 cache, or a
+  // part of the L2 cache.
+  auto* tile = static_cast<Scalar*>(copies.place);
+  const size_t bytes = n <= kShortColumn ? kShortColumn * sizeof(V) : Min(copies.bytes, 1 << 18);
+  const size_t fit = bytes / (n * sizeof(V));
+  const size_t group = (fit < 1 ? 1 : Min(8, fit)) * kLanes;
   for (size_t first = 0; first < count; first += group) {
     const size_t end = Min(count, first + group);
     const auto place = [&](size_t c) { return tile + (c - first) * n; };
@@ -1126,17 +1166,19 @@ class LogSumExpPanels {
 template <class T>
 void SoftmaxCols(const Batch& b) {
   ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
+               ColumnCopies<Vec<T>>(b.n, b.x_stride, b.out_stride, {b.scratch, kScratchBytes}),
                [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
   ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
+               ColumnCopies<Vec<T>>(b.n, b.x_stride, b.out_stride, {b.scratch, kScratchBytes}),
                [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {
   LogSumExpPanels<Vec<T>> panels(b);
-  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n,
+  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n, Copies{},
                [&](size_t first, auto panel, auto) { panels.Add(first, panel); });
 }
 

@@ -96,6 +96,15 @@ SOFTLANE_INLINE NF Max(NF a, NF b) { return {_mm512_max_ps(a.v, b.v)}; }
 SOFTLANE_INLINE NF Min(NF a, NF b) { return {_mm512_min_ps(a.v, b.v)}; }
 SOFTLANE_INLINE ND Max(ND a, ND b) { return {_mm512_max_pd(a.v, b.v)}; }
 SOFTLANE_INLINE ND Min(ND a, ND b) { return {_mm512_min_pd(a.v, b.v)}; }
+// As integers, for which there are more units.
+SOFTLANE_INLINE NF MinPositive(NF a, NF b) {
+  return {
+      _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+SOFTLANE_INLINE ND MinPositive(ND a, ND b) {
+  return {
+      _mm512_castsi512_pd(_mm512_min_epi64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)))};
+}
 SOFTLANE_INLINE NF Abs(NF a) { return {_mm512_abs_ps(a.v)}; }
 SOFTLANE_INLINE ND Abs(ND a) { return {_mm512_abs_pd(a.v)}; }
 

@@ -390,6 +390,10 @@ void Arithmetic() {
   Binary<V>("Div", couples, [](V a, V b) { return Div(a, b); });
   Binary<V>("Max", couples, [](V a, V b) { return Max(a, b); });
   Binary<V>("Min", couples, [](V a, V b) { return Min(a, b); });
+  // Of numbers without a sign alone.
+  const auto positive = [](V a) { return IfThenElse(IsNaN(a), V::Set(1), Abs(a)); };
+  Binary<V>("MinPositive", couples,
+            [=](V a, V b) { return MinPositive(positive(a), positive(b)); });
   Ternary<V>("MulAdd", triples, [](V a, V b, V c) { return MulAdd(a, b, c); });
   Ternary<V>("MulAddExact", triples, [](V a, V b, V c) { return MulAddExact(a, b, c); });
   Ternary<V>("NegMulAdd", triples, [](V a, V b, V c) { return NegMulAdd(a, b, c); });
