@@ -261,10 +261,9 @@ struct SoftmaxGrad {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
     if constexpr (!kMayBeTiny) return r;
-    const auto small = Lt(Mul(y, unit), V::Set(Tiny<V>()));
+    const auto small = AndNot(Eq(y, zero), Lt(Mul(y, unit), V::Set(Tiny<V>())));
     if (!AnyTrue(small)) return r;
-    const auto tiny = AndNot(Eq(y, zero), And(small, Lt(Abs(r), V::Set(Tiny<V>()))));
-    return AnyTrue(tiny) ? IfThenElse(tiny, Small(g, y), r) : r;
+    return IfThenElse(And(small, Lt(Abs(r), V::Set(Tiny<V>()))), Small(g, y), r);
   }
   SOFTLANE_RARE V Small(V g, V y) const {
     if constexpr (kFloat) {
@@ -284,23 +283,26 @@ inline S FitsSoftmaxGrad(Double2<S> sum, const Scale& scale) {
                             Lt(size, S::Set(kFloat ? 0x1p100 : 0x1p500)));
   return IfThenElseZero(Or(ordinary, Eq(size, S::Set(0))), S::Set(scale.unit ? 1 : 0));
 }
-// The least output of some samples, which tells whether one of their results may be tiny. Registers of 8 floats are as
-// quick, or quicker, if that is looked for in every result.
+// The least output of some samples, which tells whether one of their results may be tiny; half types, of whose numbers
+// the least are far larger, need not know. Registers of 8 floats are as quick, or quicker, if that is looked for in every
+// result.
 #if SOFTLANE_BACKEND == SOFTLANE_IS_avx512
 constexpr bool kSeeksLeast = true;
 #else
 constexpr bool kSeeksLeast = false;
 #endif
-template <class V>
-constexpr auto kNoLeast = static_cast<typename V::Scalar>(1);
-template <class V>
-SOFTLANE_INLINE void KeepLeast(V y, V& least) {
-  if constexpr (kSeeksLeast) least = MinPositive(y, least);
+template <class T>
+constexpr auto kNoLeast = static_cast<typename Vec<T>::Scalar>(1);
+template <class T>
+SOFTLANE_INLINE void KeepLeast(Vec<T> y, Vec<T>& least) {
+  if constexpr (kSeeksLeast && sizeof(T) != 2) least = MinPositive(y, least);
 }
 // Whether SoftmaxGrad may find something tiny beside these least outputs and units. Twice what it looks for, as the
 // products are rounded: what a sample gets depends on itself alone, not on those beside it.
-template <class V>
-inline bool MayBeTiny(V least, V unit) {
+template <class T>
+inline bool MayBeTiny(Vec<T> least, Vec<T> unit) {
+  using V = Vec<T>;
+  if constexpr (sizeof(T) == 2) return false;
   if constexpr (!kSeeksLeast) return true;
   const auto fine = Lt(V::Set(2 * Tiny<V>()), Mul(least, unit));  // not for NaN
   return AnyTrue(AndNot(fine, V::FirstN(V::kLanes)));
@@ -364,17 +366,17 @@ inline bool MayLose(size_t n, Double2<S> total) {
   }
 }
 
-template <class P, class Out>
+template <class T, class P, class Out>
 inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
   using V = typename P::V;
   using W = Wide<V>;
-  V least = V::Set(kNoLeast<V>);
+  V least = V::Set(kNoLeast<T>);
   const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
     using Sum = decltype(kind);
     return PanelFold<Sum, V::kLanes>(b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA {
       const V output = y.Load(i);
       AddDot(g.Load(i), output, lane);
-      KeepLeast(output, least);
+      KeepLeast<T>(output, least);
     });
   });
   const auto total = Settled(sum);
@@ -390,7 +392,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
     MapPanel(b, g, y, out, NotZero<V>(fits), grad, SoftmaxBackwardRow<typename P::T>);
   };
   const V unit = GradUnit(parts.hi);
-  if (MayBeTiny(least, unit)) {
+  if (MayBeTiny<T>(least, unit)) {
     map(SoftmaxGrad<V, true>(parts, unit));
   } else {
     map(SoftmaxGrad<V, false>(parts, unit));
@@ -399,7 +401,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
 
 template <class T>
 void SoftmaxBackwardCols(const BackwardBatch& b) {
-  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
+  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel<T>(b, g, y, out); });
 }
 
 // How many rows are summed at a time, whose sums are then looked at and split together. More would be a little
@@ -416,22 +418,22 @@ template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
   if (AreShort(b.count, b.n, b.chunked, kShortPair)) {
-    ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel(b, g, y, out); });
+    ForPairTiles<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel<T>(b, g, y, out); });
     return;
   }
   using W = Wide<V>;
   const size_t block = PairBlock<V>(b);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
-    V least = V::Set(kNoLeast<V>);
+    V least = V::Set(kNoLeast<T>);
     const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
       using Sum = decltype(kind);
       decltype(kind.Lanes()) lanes[V::kLanes];
       for (size_t r = 0; r < rows; ++r) {
         Sum dot;
-        ForPairVectors<T>(b, first + r, kNoLeast<V>, [&](V g, V y) SOFTLANE_LAMBDA {
+        ForPairVectors<T>(b, first + r, kNoLeast<T>, [&](V g, V y) SOFTLANE_LAMBDA {
           AddDot(g, y, dot);
-          KeepLeast(y, least);
+          KeepLeast<T>(y, least);
         });
         lanes[r] = dot.Lanes();
       }
@@ -443,7 +445,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     const PerRow high(parts.hi), low(parts.lo), unit(grad_units);
     const PerRow fits(FitsSoftmaxGrad<V>(totals, b.scale)), total(totals.hi);
     const bool may_lose = MayLose<V>(b.n, totals);
-    const bool may_be_tiny = MayBeTiny(least, V::Set(MinLane(grad_units)));
+    const bool may_be_tiny = MayBeTiny<T>(least, V::Set(MinLane(grad_units)));
     for (size_t r = 0; r < rows; ++r) {
       const size_t row = first + r;
       const bool lost = may_lose && total[r] == 0 && LargestGrad<true, T>(b, row) != 0;
