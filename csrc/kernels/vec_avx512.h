@@ -54,7 +54,12 @@ struct NF {
                    : static_cast<__mmask16>(n <= 0 ? 0 : (1u << n) - 1u);
   }
   SOFTLANE_INLINE static __m512 Widen(__m256i h) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    // Word i to the upper half of lane i.
+    const __m512i to =
+        _mm512_set_epi32(0xf0000, 0xe0000, 0xd0000, 0xc0000, 0xb0000, 0xa0000, 0x90000, 0x80000,
+                         0x70000, 0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
+    const __m512i words = _mm512_castsi256_si512(h);
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, to, words));
   }
 };
 
@@ -233,11 +238,16 @@ SOFTLANE_INLINE __m256i ToHalf(NF a, Float16*) {
 // Round to nearest even by integer arithmetic (the bf16 instruction flushes subnormals).
 SOFTLANE_INLINE __m256i ToHalf(NF a, BFloat16*) {
   const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i one = _mm512_set1_epi32(1), below = _mm512_set1_epi32(0x7fff);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  __m512i up = _mm512_add_epi32(bits, below);
+  up = _mm512_mask_add_epi32(up, odd, up, one);
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   const __m512i rounded = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  // The upper words.
+  const __m512i from = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015,
+                                        0x130011, 0xf000d, 0xb0009, 0x70005, 0x30001);
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(from, rounded));
 }
 SOFTLANE_INLINE void Store(NF a, Float16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), ToHalf(a, p));
