@@ -383,10 +383,10 @@ def main() -> None:
             subprocess.run(again, env=environment(threads, args.isa), check=True)
             results = json.loads(part.read_text())
             cells += results["cells"]
-    results["cells"] = cells
+            results["cells"] = cells
+            if args.json:  # so that what is done is kept if the rest is stopped
+                args.json.write_text(json.dumps(results, indent=1))
     print("\n".join(summary(cells, results["machine"]["last_level_cache"])))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
     if args.figures:
         import figures
 
