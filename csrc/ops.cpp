@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
@@ -132,10 +133,6 @@ bool contiguous_axis(const Plan& plan, size_t count, size_t item) {
 
 enum class Mode { kRows, kCols, kPacked };
 
-// Whether a kernel that writes as many elements as it reads has a use for its scratch: for the floats of half types, or
-// for copies of columns.
-bool needs_scratch(Mode mode, DType type) { return mode == Mode::kCols || item_size(type) == 2; }
-
 Mode choose_mode(Plan& plan, bool direct, size_t operands, size_t item) {
   if (!direct) return Mode::kPacked;
   if (contiguous_axis(plan, operands, item)) return Mode::kRows;
@@ -143,6 +140,40 @@ Mode choose_mode(Plan& plan, bool direct, size_t operands, size_t item) {
   if (d < 0) return Mode::kPacked;
   plan.make_run(static_cast<size_t>(d));
   return Mode::kCols;
+}
+
+// Whether n rows at this distance come to lie in few of the sets of lines of an L1 cache, 64 of eight lines or more:
+// whether some k rows get back to within a quarter of a line of where they began. k up to 3 is what counts (measured:
+// bench/NOTES.md).
+bool compete(size_t n, ptrdiff_t stride) {
+  constexpr size_t kSize = 4096;
+  for (size_t k = 1; k <= std::min<size_t>(3, n / 8); ++k) {
+    const size_t gap = k * static_cast<size_t>(stride) % kSize;
+    if (std::min(gap, kSize - gap) < 16) return true;
+  }
+  return false;
+}
+
+// Whether columns that are read, from so many operands, and written are better worked on in copies: where their rows
+// compete for places in the cache, above all at distances of a power of two; and two operands of 9 to 20 rows that lie
+// far apart, in memory, of which the processor foresees fewer and is kept busy by more (measured).
+bool wants_copies(const Plan& plan, Mode mode, size_t inputs) {
+  const size_t n = plan.classes;
+  if (mode != Mode::kCols || n > kMostCopied / inputs) return false;
+  const auto stride = plan.axis[0].stride;
+  for (size_t operand = 0; operand <= inputs; ++operand) {
+    if (compete(n, stride[operand])) return true;
+  }
+  constexpr size_t kFar = 3 << 20;  // bytes
+  const auto gap = static_cast<size_t>(std::abs(stride[0]));
+  return inputs == 2 && n > 8 && n <= 20 && n * gap > kFar;
+}
+
+// Gives a batch its scratch, for copies or for the floats of half types.
+template <class B>
+void take_scratch(B& batch, bool copies, DType type) {
+  batch.copies = copies;
+  if (copies || item_size(type) == 2) batch.scratch = scratch.kernel();
 }
 
 // Calls body(begin, end) over samples; in column mode pieces are whole panels of 16.
@@ -378,11 +409,12 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const Mode mode = choose_mode(plan, compute.direct, 2, item_size(x.dtype));
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
+  const bool copies = wants_copies(plan, mode, 1);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    if (needs_scratch(mode, compute.type)) batch.scratch = scratch.kernel();
+    take_scratch(batch, copies, compute.type);
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
       const double masked = log ? -kInf : 0;
@@ -824,7 +856,7 @@ class CrossEntropy {
     bool correct[kBlock];
     const LossStats stats{logsumexps, log_probs, entropies, correct};
     if (a_.stats[0] != nullptr) batch.stats = &stats;
-    if (a_.grad != nullptr && needs_scratch(mode, compute_.type)) batch.scratch = scratch.kernel();
+    if (a_.grad != nullptr) take_scratch(batch, wants_copies(plan_, mode, 1), compute_.type);
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
     PackedRows row{&plan_, {}, a_.where, 5};
@@ -1177,11 +1209,12 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const auto cols =
       log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
   const Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
+  const bool copies = wants_copies(plan, mode, 2);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    if (needs_scratch(mode, compute.type)) batch.scratch = scratch.kernel();
+    take_scratch(batch, copies, compute.type);
     PackedRows row{&plan, {}};
     if (mode == Mode::kPacked) {
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};

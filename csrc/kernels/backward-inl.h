@@ -144,12 +144,9 @@ inline void ForPairPanels(const BackwardBatch& b, F f) {
   using Scalar = typename Vec<T>::Scalar;
   constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
   // One half of the scratch for each operand.
-  const Copies room{b.scratch, kScratchBytes / 2};
-  auto* tile = static_cast<Scalar*>(b.scratch) + room.bytes / sizeof(Scalar);
-  Copies copies = AreFar(b.n, b.grad_stride)
-                      ? room
-                      : ColumnCopies<Vec<T>>(b.n, b.grad_stride, b.out_stride, room);
-  if (copies.place == nullptr) copies = ColumnCopies<Vec<T>>(b.n, b.y_stride, b.y_stride, room);
+  constexpr size_t kHalf = kScratchBytes / 2;
+  const Copies copies{b.copies ? b.scratch : nullptr, kHalf};
+  auto* tile = static_cast<Scalar*>(b.scratch) + kHalf / sizeof(Scalar);
   ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n, copies,
                [&](size_t first, auto panel, auto out) {
                  using P = decltype(panel);
@@ -261,9 +258,10 @@ struct SoftmaxGrad {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
     if constexpr (!kMayBeTiny) return r;
-    const auto small = AndNot(Eq(y, zero), Lt(Mul(y, unit), V::Set(Tiny<V>())));
+    const V tiny = V::Set(Tiny<V>());
+    const auto small = AndNot(Eq(y, zero), Lt(Abs(r), tiny));
     if (!AnyTrue(small)) return r;
-    return IfThenElse(And(small, Lt(Abs(r), V::Set(Tiny<V>()))), Small(g, y), r);
+    return IfThenElse(And(small, Lt(Mul(y, unit), tiny)), Small(g, y), r);
   }
   SOFTLANE_RARE V Small(V g, V y) const {
     if constexpr (kFloat) {

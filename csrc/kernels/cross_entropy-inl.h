@@ -760,11 +760,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  Copies copies{};
-  if (b.grad != nullptr) {
-    copies = ColumnCopies<Vec<T>>(b.n, b.x_stride, b.grad_stride, {b.scratch, kScratchBytes});
-  }
-  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, copies,
+  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b),
                [&](size_t first, auto panel, auto out) {
                  using S = Panel<typename Vec<T>::Scalar>;
                  if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {

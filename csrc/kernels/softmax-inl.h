@@ -829,34 +829,15 @@ struct OutPanel {
   }
 };
 
-// Columns that are read and written are worked on in a copy of the panel if their elements compete for a few places in
-// the caches, above all where they lie a power of two apart.
+// Where panels are copied to be worked on; null: they are not.
 struct Copies {
-  void* place;  // null: no copies
+  void* place;
   size_t bytes;
-};
-// Whether n rows at this distance come to lie in few of the sets of lines of an L1 cache, 64 of eight lines or more:
-// whether some k rows get back to within a quarter of a line of where they began. k up to 3 is what counts (measured).
-constexpr size_t kShortColumn = 256;
-inline bool Compete(size_t n, ptrdiff_t stride) {
-  constexpr size_t kSize = 4096;
-  for (size_t k = 1; k <= Min(3, n / 8); ++k) {
-    const size_t gap = k * static_cast<size_t>(stride) % kSize;
-    if (Min(gap, kSize - gap) < 16) return true;
+  template <class B>
+  static Copies Of(const B& b) {
+    return {b.copies ? b.scratch : nullptr, kScratchBytes};
   }
-  return false;
-}
-// Whether 9 to 20 rows lie so far apart that they are in memory. A copy is then quicker for two operands and a result,
-// whatever the distance: the processor foresees fewer rows, and more keep it busy (measured).
-inline bool AreFar(size_t n, ptrdiff_t stride) {
-  const auto gap = static_cast<size_t>(stride < 0 ? -stride : stride);
-  return n > 8 && n <= 20 && gap > (3 << 20) / n;
-}
-template <class V>
-inline Copies ColumnCopies(size_t n, ptrdiff_t stride, ptrdiff_t out_stride, Copies room) {
-  const bool fits = n * sizeof(V) <= room.bytes;
-  return fits && (Compete(n, stride) || Compete(n, out_stride)) ? room : Copies{nullptr, 0};
-}
+};
 
 template <class T>
 inline void CopyPanel(const Panel<T>& panel, size_t n, typename Vec<T>::Scalar* tile) {
@@ -897,8 +878,9 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
   }
   // Several panels are copied at a time, so that more of a row is read at once: as many as fit half of an L1 cache, or a
   // part of the L2 cache.
+  static_assert(sizeof(V) * kMostCopied <= kScratchBytes, "a panel fits the scratch");
   auto* tile = static_cast<Scalar*>(copies.place);
-  const size_t bytes = n <= kShortColumn ? kShortColumn * sizeof(V) : Min(copies.bytes, 1 << 18);
+  const size_t bytes = n <= 256 ? 256 * sizeof(V) : Min(copies.bytes, 1 << 18);
   const size_t fit = bytes / (n * sizeof(V));
   const size_t group = (fit < 1 ? 1 : Min(8, fit)) * kLanes;
   for (size_t first = 0; first < count; first += group) {
@@ -1165,14 +1147,12 @@ class LogSumExpPanels {
 
 template <class T>
 void SoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
-               ColumnCopies<Vec<T>>(b.n, b.x_stride, b.out_stride, {b.scratch, kScratchBytes}),
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n, Copies::Of(b),
                [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
-               ColumnCopies<Vec<T>>(b.n, b.x_stride, b.out_stride, {b.scratch, kScratchBytes}),
+  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n, Copies::Of(b),
                [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
 }
 template <class T>

@@ -41,7 +41,9 @@ struct Batch {
   size_t count;  // rows or columns
   size_t n;      // elements of each
   Scale scale;
-  void* scratch;  // kScratchBytes, aligned to 64; or null: rows of float and double need none
+  // kScratchBytes, aligned to 64. Float and double need it for copies alone.
+  void* scratch;
+  bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
 };
 
@@ -56,6 +58,7 @@ struct BackwardBatch {
   size_t n;
   Scale scale;
   void* scratch;
+  bool copies;             // n is at most kMostCopied / 2
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };
 
@@ -76,6 +79,7 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
+  bool copies;  // only with a gradient
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
@@ -161,5 +165,7 @@ struct KernelTable {
 };
 
 constexpr size_t kScratchBytes = size_t{1} << 19;
+// The longest columns of which a panel, 64 bytes an element, fits the scratch.
+constexpr size_t kMostCopied = kScratchBytes / 64;
 
 }  // namespace softlane

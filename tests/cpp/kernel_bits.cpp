@@ -336,6 +336,11 @@ class Runner {
     return ways;
   }
 
+  // Every other length of columns is worked on in copies.
+  static bool copies(size_t n, Way way) {
+    return way == Way::kColumns && n % 2 == 0 && n <= softlane::kMostCopied / 2;
+  }
+
   void forward(const char* name, void (*rows)(const softlane::Batch&),
                void (*columns)(const softlane::Batch&), Storage type, bool reduces) {
     const std::vector<Way> ways = ways_of(rows, columns);
@@ -348,6 +353,7 @@ class Runner {
       batch.n = n;
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
+      batch.copies = copies(n, way);
       batch.x_stride = batch.out_stride = x.stride();
       const bool whole = way == Way::kRows || way == Way::kColumns;
       batch.count = whole ? x.rows : 1;
@@ -404,6 +410,7 @@ class Runner {
         batch.n = n;
         batch.scale = scale_;
         batch.scratch = scratch_->bytes;
+        batch.copies = with_grad && copies(n, way);
         batch.x_stride = batch.grad_stride = x.stride();
         batch.weight = weighted ? weight.data() : nullptr;
         double weight_sum = weighted ? 0 : static_cast<double>(n);
@@ -477,6 +484,7 @@ class Runner {
       batch.n = n;
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
+      batch.copies = copies(n, way);
       batch.grad_stride = batch.y_stride = batch.out_stride = g.stride();
       batch.count = way == Way::kRows || by_columns ? g.rows : 1;
       for (size_t r = 0; r < g.rows; r += batch.count) {

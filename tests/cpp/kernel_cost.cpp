@@ -34,7 +34,13 @@ void run(const KernelTable& table, int storage, const std::string& kernel, size_
   }
   const auto stride = static_cast<ptrdiff_t>(n * sizeof(T));
   const softlane::Scale scale = softlane::make_scale(1);
-  const Batch batch{x.data(), stride, out.data(), stride, rows, n, scale, nullptr, nullptr};
+  Batch batch{};
+  batch.x = x.data();
+  batch.out = out.data();
+  batch.x_stride = batch.out_stride = stride;
+  batch.count = rows;
+  batch.n = n;
+  batch.scale = scale;
   Batch sums = batch;
   sums.out = loss.data();
   BackwardBatch backward{};
