@@ -11,6 +11,7 @@
 
 #include "dispatch.h"
 #include "parallel.h"
+#include "scale.h"
 
 namespace softlane {
 namespace {
@@ -45,24 +46,6 @@ class Scratch {
   std::unique_ptr<char, Free> memory_;
 };
 thread_local Scratch scratch;
-
-// log2(e)/T and 1/T as sums of two floating-point numbers.
-Scale make_scale(double temperature) {
-  constexpr double kHi = 0x1.71547652b82fep+0, kLo = 0x1.777d0ffda0d24p-56;
-  const double t = temperature;
-  Scale s;
-  s.k_hi = kHi / t;
-  s.k_lo = (std::fma(-s.k_hi, t, kHi) + kLo) / t;
-  s.kf_hi = static_cast<float>(s.k_hi);
-  s.kf_lo = static_cast<float>(s.k_hi - static_cast<double>(s.kf_hi) + s.k_lo);
-  s.inv_hi = 1 / t;
-  s.inv_lo = std::fma(-s.inv_hi, t, 1.0) / t;
-  s.invf_hi = static_cast<float>(s.inv_hi);
-  s.invf_lo = static_cast<float>(s.inv_hi - static_cast<double>(s.invf_hi) + s.inv_lo);
-  s.inv_k = t * 0.6931471805599453;
-  s.unit = t == 1;
-  return s;
-}
 
 // Float arithmetic needs a 1/T well inside its range; beyond it rows are computed in double. Where even
 // double has no room for log2(e)/T, logits and T are multiplied by a power of two first.

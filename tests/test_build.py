@@ -188,6 +188,7 @@ LAYERS = {
     "strided": 3,
     "parallel": 3,
     "fpenv": 2,
+    "scale": 2,
     "kernels": 1,
 }
 

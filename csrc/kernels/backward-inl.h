@@ -146,7 +146,6 @@ inline void ForPairPanels(const BackwardBatch& b, F f) {
   // One half of the scratch for each operand.
   constexpr size_t kHalf = kScratchBytes / 2;
   const Copies copies{b.copies ? b.scratch : nullptr, kHalf};
-  auto* tile = static_cast<Scalar*>(b.scratch) + kHalf / sizeof(Scalar);
   ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n, copies,
                [&](size_t first, auto panel, auto out) {
                  using P = decltype(panel);
@@ -155,6 +154,7 @@ inline void ForPairPanels(const BackwardBatch& b, F f) {
                  if constexpr (sizeof(typename P::T) == sizeof(T)) other = y;
                  if constexpr (sizeof(typename P::T) == sizeof(Scalar)) {
                    if (copies.place != nullptr) {
+                     auto* tile = static_cast<Scalar*>(copies.place) + kHalf / sizeof(Scalar);
                      CopyPanel(y, b.n, tile);
                      other = {tile, kStep, panel.columns};
                    }

@@ -1,4 +1,4 @@
-// The parts of log2(e)/T and 1/T for the kernels, in arithmetic that is the same everywhere.
+// log2(e)/T and 1/T for the kernels, as sums of two floating-point numbers, in arithmetic that is the same everywhere.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,7 @@ inline Scale make_scale(double temperature) {
   s.kf_hi = static_cast<float>(s.k_hi);
   s.kf_lo = static_cast<float>((s.k_hi - s.kf_hi) + s.k_lo);
   s.inv_hi = 1 / t;
-  s.inv_lo = std::fma(-s.inv_hi, t, 1) / t;
+  s.inv_lo = std::fma(-s.inv_hi, t, 1.0) / t;
   s.invf_hi = static_cast<float>(s.inv_hi);
   s.invf_lo = static_cast<float>((s.inv_hi - s.invf_hi) + s.inv_lo);
   s.inv_k = t * 0x1.62e42fefa39efp-1;
