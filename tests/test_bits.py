@@ -32,7 +32,7 @@ from support import (
 
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=dtype_id)
 # Lengths at which something changes: lanes of a panel, rows that make a panel, a block of a sum, samples at a time;
-# rows of which 8, fewer or only one make a block (384 to 6144); columns whose exps fit the scratch; one chunk of a
+# rows of which 16, fewer or only one make a block (256 to 12288); columns whose exps fit the scratch; one chunk of a
 # packed row and two, the work that is worth a thread; half types' rows whose exps fit the scratch.
 THRESHOLDS = (
     16,
@@ -42,9 +42,11 @@ THRESHOLDS = (
     384,
     768,
     1024,
+    2048,
     3072,
     6144,
     8192,
+    12288,
     16384,
     30720,
     32768,
@@ -272,6 +274,42 @@ def test_strides_and_alignment(fused_isa: str, name: str, dtype: DType) -> None:
             view[...] = rows.x
             got = CALLS[name](rows, -1, lambda x: view if x is rows.x else x)
             assert_rows(got, expected, f"offset {offset}, length {n}")
+
+
+@every_float
+def test_results_at_any_alignment(fused_isa: str, dtype: DType) -> None:
+    """Results that begin anywhere in a cache line, in new memory and in place of what they are made of."""
+    for n in (63, 64, 66, 129, 200, 1000):
+        rows = rows_of(dtype, n)
+        log_p = softlane.log_softmax(rows.x)
+        calls: dict[str, tuple[Array, Callable[[Array, Array], object]]] = {
+            "softmax": (rows.x, lambda x, out: softlane.softmax(x, out=out)),
+            "log_softmax": (rows.x, lambda x, out: softlane.log_softmax(x, out=out)),
+            "cross_entropy": (
+                rows.x,
+                lambda x, out: softlane.cross_entropy_with_grad(x, rows.targets, grad_out=out),
+            ),
+            "softmax_backward": (
+                rows.g,
+                lambda g, out: softlane.softmax_backward(g, rows.y, out=out),
+            ),
+            "log_softmax_backward": (
+                rows.g,
+                lambda g, out: softlane.log_softmax_backward(g, log_p, out=out),
+            ),
+        }
+        room = np.zeros(rows.x.nbytes + 64, np.uint8)
+        for name, (x, call) in calls.items():
+            expected = np.empty_like(x)
+            call(x, expected)
+            for offset in range(0, 64, dtype.itemsize):
+                out: Array = np.ndarray(x.shape, dtype, buffer=room.data, offset=offset)
+                out[...] = 0
+                call(x, out)
+                assert_same_bits(out, expected, f"{name}, length {n}, offset {offset}")
+                out[...] = x
+                call(out, out)
+                assert_same_bits(out, expected, f"{name}, length {n}, offset {offset}, in place")
 
 
 @every_float

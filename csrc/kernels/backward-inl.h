@@ -34,12 +34,16 @@ SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
     f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, fill));
   });
 }
-// out = f(g, y) for all elements of a row.
-template <class T, class F>
+// out = f(g, y) for all elements of a row; from so many vectors on, results begin at cache lines.
+template <class T, size_t kLinesFrom = SIZE_MAX, class F>
 SOFTLANE_INLINE void MapPairs(const BackwardBatch& b, size_t row, F f) {
   using V = Vec<T>;
   ForPairs<T>(b, row, true, [&](const T* g, const T* y, T* out, size_t count) SOFTLANE_LAMBDA {
     size_t i = 0;
+    if (count / V::kLanes >= kLinesFrom) {
+      i = MapToLine<V>(
+          out, [=](size_t at) SOFTLANE_LAMBDA { return f(V::Load(g + at), V::Load(y + at)); });
+    }
     for (; i + V::kLanes <= count; i += V::kLanes) {
       Store(f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i))), out + i);
     }
@@ -266,7 +270,7 @@ struct SoftmaxGrad {
   SOFTLANE_RARE V Small(V g, V y) const {
     if constexpr (kFloat) {
       const W r = Mul(Widen(y), Sub(Widen(g), dot.Both()));
-      return Narrow(r, static_cast<V*>(nullptr));
+      return NarrowSmall(r);
     } else {
       return SmallSoftmaxGrad(y, g, {dot.hi, dot.lo}, V::Set(1), ToDouble2(V::Set(1)));
     }
@@ -455,7 +459,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       if (may_be_tiny) {
         MapPairs<T>(b, row, SoftmaxGrad<V, true>(dot, unit.All(r)));
       } else {
-        MapPairs<T>(b, row, SoftmaxGrad<V, false>(dot, unit.All(r)));
+        MapPairs<T, kLines>(b, row, SoftmaxGrad<V, false>(dot, unit.All(r)));
       }
     }
   }
@@ -480,35 +484,46 @@ struct LogSoftmaxGrad {
   using W = Wide<V>;
   using Format = ExpFormat<typename V::Scalar>;
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
-  Split<V> sum;  // in units of 2^kSpare
-  explicit LogSoftmaxGrad(Split<V> in_units) : sum(in_units) {}
-  explicit LogSoftmaxGrad(Double2<W> total) : sum(Mul(total, Unit())) {}
+  static constexpr int kSpare = static_cast<int>(Format::kSpare);  // exps are in units of 2^-kSpare
+  Split<V> sum;
+  V unit = V::Set(static_cast<typename V::Scalar>(PowerOfTwo(-kSpare)));
+  V sum_units;
+  V floor;  // below it exp(y)·Σ is less than half of the least number
+  LogSoftmaxGrad(Split<V> total, V least_y)
+      : sum(total), sum_units(Mul(total.hi, unit)), floor(least_y) {}
+  explicit LogSoftmaxGrad(Split<V> total) : LogSoftmaxGrad(total, Floor(total.hi)) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const ExpReference<V> ref = UnitReference<V>();
-    const ExpParts<V> e = Exp<true>(Max(ref.floor, y), ref);
-    const V leading = NegMulAdd(e.scale, sum.hi, g);
+    const auto gone = Lt(y, floor);
+    ExpParts<V> e = Exp<true>(Max(floor, y), ref);
+    e.scale = IfThenElse(gone, V::Set(0), e.scale);
+    const V leading = NegMulAdd(e.scale, sum_units, g);
     const V rest = MulAdd(Mul(e.z, e.scale), sum.hi, Mul(e.scale, sum.lo));
-    V r = Sub(leading, rest);
-    const auto gone = Lt(y, ref.floor);
+    const V r = NegMulAdd(rest, unit, leading);
     const auto tiny = AndNot(gone, Lt(Abs(r), V::Set(Tiny<V>())));
-    if (AnyTrue(tiny)) r = IfThenElse(tiny, Small(g, e), r);
-    return IfThenElse(gone, g, r);
+    return AnyTrue(tiny) ? IfThenElse(tiny, Small(g, e), r) : r;
   }
   SOFTLANE_RARE V Small(V g, ExpParts<V> parts) const {
     const Double2<W> e = Widen(parts);
     if constexpr (kFloat) {
-      return Narrow(Sub(Widen(g), Mul(e.hi, sum.Both())), static_cast<V*>(nullptr));
+      const W down = W::Set(PowerOfTwo(-kSpare));
+      return NarrowSmall(Sub(Widen(g), Mul(Mul(e.hi, down), sum.Both())));
     } else {
-      const V lift = V::Set(PowerOfTwo(kLift)), down = V::Set(-PowerOfTwo(kLift));
-      const Double2<V> product = Mul(e, Double2<V>{Mul(sum.hi, down), Mul(sum.lo, down)});
-      return ScaleDown(Add(ToDouble2(Mul(g, lift)), product));
+      static_assert(kSpare == kLift, "one power of two undoes both");
+      const V zero = V::Set(0);
+      const Double2<V> product = Mul(e, Double2<V>{Sub(zero, sum.hi), Sub(zero, sum.lo)});
+      return ScaleDown(Add(ToDouble2(Mul(g, V::Set(PowerOfTwo(kLift)))), product));
     }
   }
-  static Double2<W> Unit() {
-    return ToDouble2(W::Set(PowerOfTwo(-static_cast<int>(Format::kSpare))));
+  // For ordinary Σ higher than that of Exp: products with smaller exps would be subnormal.
+  static V Floor(V total) {
+    using Scalar = typename V::Scalar;
+    constexpr int kBinades = 8;
+    constexpr auto kNear = static_cast<Scalar>(-((kFloat ? 151 : 1076) + kBinades) * kLn2DDHi);
+    const auto near = Lt(Abs(total), V::Set(static_cast<Scalar>(1 << kBinades)));
+    return IfThenElse(near, V::Set(kNear), UnitReference<V>().floor);
   }
-  // Samples of log-probabilities whose Σ is exact enough: 1, others 0. Below the floor exp(y)·Σ is less
-  // than half of the least number, and what is left of Σ is a normal one.
+  // Samples of log-probabilities whose Σ is exact enough, and what is left of it a normal number: 1, others 0.
   static W Fits(Double2<W> sum, const GradTotals<V>& totals, size_t n, const Scale& scale) {
     const W zero = W::Set(0), size = Abs(sum.hi);
     auto fits = Or(And(Lt(W::Set(kFloat ? 0x1p-30 : 0x1p-400), size),
@@ -602,7 +617,7 @@ inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P&
       [&](size_t i, WholeSum<V>& lane) SOFTLANE_LAMBDA { totals.Add(g.Load(i), y.Load(i), lane); });
   const auto total = Settled(sum);
   const auto fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
-  MapPanel(b, g, y, out, NotZero<V>(fits), LogSoftmaxGrad<V>(total),
+  MapPanel(b, g, y, out, NotZero<V>(fits), LogSoftmaxGrad<V>(Split<V>(total)),
            LogSoftmaxBackwardRow<typename P::T>);
 }
 
@@ -637,15 +652,15 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     const Double2<W> sums = Settled(FoldRows<SumOf, V::kLanes>(lanes, rows));
     const GradTotals<V> totals{FoldRows<MaxOf, V::kLanes>(largest, rows),
                                FoldRows<MaxOf, V::kLanes>(top, rows)};
-    const LogSoftmaxGrad<V> grads(sums);
-    const PerRow high(grads.sum.hi), low(grads.sum.lo);
+    const Split<V> parts(sums);
+    const PerRow high(parts.hi), low(parts.lo), floor(LogSoftmaxGrad<V>::Floor(parts.hi));
     const PerRow fits(LogSoftmaxGrad<V>::Fits(sums, totals, b.n, b.scale));
     for (size_t r = 0; r < rows; ++r) {
       if (fits[r] == 0) {
         LogSoftmaxBackwardRow<T>(b, first + r);
       } else {
         const Split<V> sum(high.All(r), low.All(r));
-        MapPairs<T>(b, first + r, LogSoftmaxGrad<V>(sum));
+        MapPairs<T>(b, first + r, LogSoftmaxGrad<V>(sum, floor.All(r)));
       }
     }
   }

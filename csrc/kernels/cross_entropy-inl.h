@@ -270,12 +270,10 @@ template <class V>
 SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, Double2<Wide<V>> e, Double2<Wide<V>> pull) {
   using W = Wide<V>;
   const W zero = W::Set(0);
-  const auto dead = Lt(e.hi, W::Set(Factor<V>::kLeast));
-  const W nothing = Mul(zero, factor.coef.hi);  // NaN in a row of NaN
   if constexpr (Factor<V>::kFloat) {
     const W down = W::Set(PowerOfTwo(-static_cast<int>(Factor<V>::Format::kSpare)));
     const W p = Mul(Mul(e.hi, down), factor.coef.hi);
-    return Narrow(Sub(IfThenElse(dead, nothing, p), pull.hi), static_cast<V*>(nullptr));
+    return Narrow(Sub(p, pull.hi), static_cast<V*>(nullptr));
   } else {
     const Double2<V> p = Mul(e, Double2<V>{factor.hi, factor.lo});
     const Double2<V> s = TwoSum(p.hi, Sub(zero, pull.hi));
@@ -283,8 +281,7 @@ SOFTLANE_INLINE V Smoothed(const Factor<V>& factor, Double2<Wide<V>> e, Double2<
     const V y = Add(s.hi, IfThenElseZero(Eq(Sub(s.hi, s.hi), zero), low));
     const auto rare = Lt(e.hi, factor.small);
     if (!AnyTrue(rare)) return y;
-    const V small = IfThenElse(dead, nothing, ScaleDown(Mul(e, factor.coef)));
-    return IfThenElse(rare, Sub(small, pull.hi), y);
+    return IfThenElse(rare, Sub(ScaleDown(Mul(e, factor.coef)), pull.hi), y);
   }
 }
 template <class W>
@@ -456,13 +453,6 @@ inline Double2<W> WeightSums(const LossBatch& b, size_t first, size_t rows) {
   return {W::LoadN(b.weight_sum + first, count, 0), W::LoadN(b.weight_sum_lo + first, count, 0)};
 }
 
-// An exp that is not the floor's, which is worth nothing.
-template <class V, class W>
-inline Double2<W> LiveExp(Double2<W> e) {
-  const auto dead = Lt(e.hi, W::Set(Factor<V>::kLeast));
-  return {IfThenElse(dead, W::Set(0), e.hi), IfThenElse(dead, W::Set(0), e.lo)};
-}
-
 // What the gradients of a block of rows are made of, a row a lane.
 template <class V>
 struct RowGrads {
@@ -507,7 +497,7 @@ SOFTLANE_CALL void WriteRareGrad(const LossBatch& b, const RowBlock<T>& rows, si
 
 // ---- statistics of a sample ------------------------------------------------------------------------
 
-// Σ e·(max - x)/T over lanes, in the unit of the exps. Elements that Exp takes for its floor have no part.
+// Σ e·(max - x)/T over lanes, in the unit of the exps. Elements below the floor of Exp, -inf too, have no part.
 template <class V>
 struct EntropySum {
   using W = Wide<V>;
@@ -733,7 +723,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
     }
   }
   if (b.grad == nullptr) return;
-  const GradTerms<W> grads = SampleGrad(sample, LiveExp<V>(Widen(Exp(logit, ref))), terms);
+  const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(logit, ref)), terms);
   const Factor<V> factor =
       PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
   const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
@@ -822,7 +812,8 @@ void CrossEntropyRows(const LossBatch& b) {
   // Statistics and smoothing need all logits again.
   const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
   ExpBuffer<T> buffer;
-  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+  const size_t bytes = b.grad == nullptr ? kSumBytes : kGradBytes;
+  ForRowBlocks<T>(b, bytes, [&](RowBlock<T>& rows, size_t first) {
     using W = Wide<V>;
     using Scalar = typename V::Scalar;
     typename RowBlock<T>::Rows live = 0;
@@ -855,7 +846,7 @@ void CrossEntropyRows(const LossBatch& b) {
     }
     if (b.stats != nullptr) PutRowStats(b, first, rows, sample, terms);
     if (b.grad == nullptr) return;
-    const auto grad_terms = SampleGrad(sample, LiveExp<V>(rows.Exps(V::Load(logit))), terms);
+    const auto grad_terms = SampleGrad(sample, rows.Exps(V::Load(logit)), terms);
     const auto parts =
         MakeFactorParts<V>(grad_terms.prob, Div(W::Set(1), grad_terms.prob.hi), grad_terms.sum);
     const RowGrads<V> grads{PanelFactor<V>(parts), grad_terms.share};
@@ -872,8 +863,8 @@ void CrossEntropyRows(const LossBatch& b) {
                       static_cast<double>(at_target[r]));
       } else {
         const V high = hi.All(r), low = lo.All(r);
-        MapRow<V>(kept[r], grad[r], b.n,
-                  [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
+        MapLongRow<V>(kept[r], grad[r], b.n,
+                      [=](V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
       if (b.chunked == nullptr) StoreOne(at_target[r], grad[r] + b.targets[first + r]);
     }

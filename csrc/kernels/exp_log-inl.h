@@ -115,7 +115,7 @@ struct ExpReference {
   ExpFactor<V> k;
   V shift;  // subtracted from x first: 0, or the maximum
   V magic;  // rounds to eighths and carries the exponent bias, kSpare and -N
-  V floor;  // smaller x count as this one: 2^-126 (float) is the smallest factor
+  V floor;  // the exps of smaller x are 0: the smallest factor is 2^-126 (2^-1022)
 };
 
 // exp as the product scale * (1 + z): scale is 2^(q/8) rounded, |z| < 0.045.
@@ -191,20 +191,27 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
 
 // exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Relative error before the product is rounded: 0.15 u in
 // float, 0.2 u in double (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that;
-// r is rounded at 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference.
+// r is rounded at 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference; below the
+// floor scale is 0, which costs no processor the time that products with the smallest numbers do.
 template <bool kOrdinary = false, bool kSharp = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;
-  if constexpr (!kOrdinary) x = Max(ref.floor, Sub(x, ref.shift));  // in this order a NaN stays
-  const V t = MulAdd(x, ref.k.hi, ref.magic);
-  const V n = Sub(t, ref.magic);
-  V r = MulSub(x, ref.k.hi, n);
-  r = MulAdd(x, ref.k.lo, r);
-  const auto bits = BitsOf(t);
-  ExpParts<V> e;
-  e.scale = FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
-  e.z = MulAdd(r, Exp2Poly<kSharp>(r), Lookup8(Format::kDelta, bits));
-  return e;
+  if constexpr (!kOrdinary) {
+    const V moved = Sub(x, ref.shift);
+    ExpParts<V> e = Exp<true, kSharp>(Max(ref.floor, moved), ref);  // in this order a NaN stays
+    e.scale = IfThenElse(Lt(moved, ref.floor), V::Set(0), e.scale);
+    return e;
+  } else {
+    const V t = MulAdd(x, ref.k.hi, ref.magic);
+    const V n = Sub(t, ref.magic);
+    V r = MulSub(x, ref.k.hi, n);
+    r = MulAdd(x, ref.k.lo, r);
+    const auto bits = BitsOf(t);
+    ExpParts<V> e;
+    e.scale = FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
+    e.z = MulAdd(r, Exp2Poly<kSharp>(r), Lookup8(Format::kDelta, bits));
+    return e;
+  }
 }
 template <class V>
 SOFTLANE_INLINE V Value(ExpParts<V> e) {
@@ -247,15 +254,16 @@ struct PowerScale {
 };
 
 // hi + lo times 2^-kLift, rounded once even where the result is subnormal: there hi is first rounded to
-// the grid of the result, and lo decides the ties.
+// the grid of the result, and lo decides the ties. Subnormal results are put together from their bits: arithmetic
+// takes some processors 150 cycles for each vector that has one.
 constexpr int kLift = 500;
 template <class W>
 SOFTLANE_CALL W ScaleDown(Double2<W> x) {
   const Double2<W> s = FastTwoSum(x.hi, x.lo);
   const W zero = W::Set(0), least_normal = W::Set(PowerOfTwo(kLift - 1022));
-  const auto normal = Lt(least_normal, Abs(s.hi));
-  const auto negative = Lt(s.hi, zero);
   const W size = Abs(s.hi);
+  const auto normal = Or(Lt(least_normal, size), IsNaN(size));
+  const auto negative = Lt(s.hi, zero);
   const W low = IfThenElse(negative, Sub(zero, s.lo), s.lo);
   // least_normal + size has the grid's spacing, 2^-1074 in units of 2^-kLift.
   const W rounded = Sub(Add(least_normal, size), least_normal);
@@ -264,9 +272,13 @@ SOFTLANE_CALL W ScaleDown(Double2<W> x) {
   const W half = W::Set(PowerOfTwo(kLift - 1000) * 0x1p-75);
   const auto up = And(Eq(error, half), Lt(zero, low));
   const auto down = And(Eq(error, Sub(zero, half)), Lt(low, zero));
-  W r = Sub(Add(rounded, IfThenElseZero(up, grid)), IfThenElseZero(down, grid));
-  r = IfThenElse(negative, Sub(zero, r), r);
-  return Mul(IfThenElse(normal, s.hi, r), W::Set(PowerOfTwo(-kLift)));
+  const W r = Sub(Add(rounded, IfThenElseZero(up, grid)), IfThenElseZero(down, grid));
+  // In the grid's spacing, from least_normal on: the number of steps is that of the result.
+  using I = BitsVec<W>;
+  const I steps = Sub(BitsOf(Add(least_normal, r)), BitsOf(least_normal));
+  const W below = IfThenElse(negative, FromBits(Or(steps, I::Set(INT64_MIN))), FromBits(steps));
+  const W whole = Mul(IfThenElse(normal, s.hi, zero), W::Set(PowerOfTwo(-kLift)));
+  return IfThenElse(normal, whole, below);
 }
 // a / b rounded once, for an a that is 2^kLift away from the ends of the range.
 template <class W>

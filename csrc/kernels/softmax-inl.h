@@ -47,6 +47,21 @@ SOFTLANE_INLINE D16 Widen(F32 x) { return Promote(x); }
 SOFTLANE_INLINE F64 Widen(F64 x) { return x; }
 SOFTLANE_INLINE F32 Narrow(D16 x, F32*) { return Demote(x); }
 SOFTLANE_INLINE F64 Narrow(F64 x, F64*) { return x; }
+// The same for results that may be subnormal, which are put together from their bits (see ScaleDown).
+SOFTLANE_CALL F32 NarrowSmall(D16 x) {
+  using I = BitsVec<F32>;
+  const D16 zero = D16::Set(0), size = Abs(x), magic = D16::Set(0x1p52);
+  const auto subnormal = Lt(size, D16::Set(0x1p-126));
+  // Rounded to the spacing of the least numbers, in steps of which 2^23 has the bits of 0.
+  const D16 scaled = Mul(IfThenElse(subnormal, size, zero), D16::Set(0x1p149));
+  const F32 steps = Add(Demote(Sub(Add(scaled, magic), magic)), F32::Set(0x1p23f));
+  const I bits = Add(BitsOf(steps), I::Set(-0x4b000000));
+  const F32 minus = Demote(IfThenElse(Lt(x, zero), D16::Set(1), zero));
+  const F32 below =
+      IfThenElse(Eq(minus, F32::Set(1)), FromBits(Add(bits, I::Set(INT32_MIN))), FromBits(bits));
+  const F32 whole = Demote(IfThenElse(subnormal, zero, x));
+  return IfThenElse(Eq(whole, F32::Set(0)), below, whole);
+}
 
 // ---- sums of exp --------------------------------------------------------------------------------
 
@@ -197,13 +212,6 @@ struct Stats {
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
   W max;
   Double2<W> others, top;
-  // Elements at the floor of Exp are worth nothing, but add 2^-126 (2^-1022) each to the sum; where it
-  // may consist of them alone it is nothing.
-  void DropFloor(size_t n) {
-    const W most = W::Set(static_cast<double>(n) * (kFloat ? 0x1p-123 : 0x1p-1018));
-    const auto keep = Or(Lt(most, others.hi), IsNaN(others.hi));
-    others = {IfThenElseZero(keep, others.hi), IfThenElseZero(keep, others.lo)};
-  }
   // Counts the maximum's exp once more for each time that it is repeated.
   SOFTLANE_RARE void AddRepeats(W count) {
     const auto any = Lt(W::Set(0), count);
@@ -246,7 +254,7 @@ SOFTLANE_INLINE V TimesPair(V x, V hi, V lo) {
 }
 
 // What turns stored exps into results, p·coef: e times hi + lo. Where the result or e*lo could leave the
-// normal range (e < small), the product is formed wider and rounded once; exps at the floor count as 0.
+// normal range (e < small), but for an e of 0, the product is formed wider and rounded once.
 template <class V>
 struct Factor {
   using W = Wide<V>;
@@ -255,27 +263,26 @@ struct Factor {
   Double2<W> coef;  // hi + lo without the 2^-kSpare
   V hi, lo, small;
 
-  // For an e of at least `small`.
+  // For an e of 0 or of at least `small`.
   SOFTLANE_INLINE V Plain(V e) const { return TimesPair(e, hi, lo); }
-  SOFTLANE_INLINE V operator()(V e) const {
-    const V y = Plain(e);
-    const auto rare = Lt(e, small);
-    return AnyTrue(rare) ? IfThenElse(rare, Small(e), y) : y;
+  SOFTLANE_INLINE V operator()(V e) const { return AnyTrue(IsRare(e)) ? WithRare(e) : Plain(e); }
+  SOFTLANE_INLINE typename V::Mask IsRare(V e) const {
+    return AndNot(Eq(e, V::Set(0)), Lt(e, small));
   }
-  static constexpr double kLeast = kFloat ? 0x1p-121 : 0x1p-1017;
-  SOFTLANE_RARE V Small(V e) const {
-    const auto live = Lt(V::Set(static_cast<typename V::Scalar>(kLeast)), e);
-    const V dead = Mul(V::Set(0), hi);  // NaN in a row of NaN
-    if (!AnyTrue(And(live, Lt(e, small)))) return dead;
-    V* tag = nullptr;
+  SOFTLANE_RARE V WithRare(V e) const {
+    const auto rare = IsRare(e);
+    return IfThenElse(rare, Small(IfThenElseZero(rare, e)), Plain(IfThenElse(rare, V::Set(0), e)));
+  }
+  V Small(V e) const {
     if constexpr (kFloat) {
       const W down = W::Set(PowerOfTwo(-static_cast<int>(Format::kSpare)));
-      return IfThenElse(live, Narrow(Mul(Mul(Widen(e), down), coef.hi), tag), dead);
+      return NarrowSmall(Mul(Mul(Widen(e), down), coef.hi));
     } else {
       static_assert(Format::kSpare == kLift, "one power of two undoes both");
+      // Far below the least number nothing is left, and no product is itself so small.
+      e = IfThenElseZero(Lt(V::Set(0x1p-700), Abs(Mul(e, coef.hi))), e);
       const V p = Mul(e, coef.hi);
-      return IfThenElse(live, ScaleDown(Double2<V>{p, MulAdd(e, coef.lo, MulSub(e, coef.hi, p))}),
-                        dead);
+      return ScaleDown(Double2<V>{p, MulAdd(e, coef.lo, MulSub(e, coef.hi, p))});
     }
   }
 };
@@ -318,8 +325,7 @@ SOFTLANE_CALL FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Do
   const W bound = Mul(Mul(W::Set(F::kFloat ? 0x1p-100 : 0x1p-960), Abs(inverse_coef)), sum.hi);
   const auto splits = And(Lt(W::Set(F::kFloat ? 0x1p-32 : 0x1p-400), size),
                           Lt(size, W::Set(F::kFloat ? 0x1p120 : 0x1p1023)));
-  const W least = Max(bound, W::Set(F::kLeast));
-  return {ratio, hi, lo, IfThenElse(Or(splits, IsNaN(size)), least, W::Set(kInf))};
+  return {ratio, hi, lo, IfThenElse(Or(splits, IsNaN(size)), bound, W::Set(kInf))};
 }
 // The factors of a panel.
 template <class V>
@@ -404,6 +410,34 @@ SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
   if (i < n) {
     const int count = static_cast<int>(n - i);
     StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
+  }
+}
+// Writes the first results f(position) up to where a cache line begins, with vectors that overlap; returns how many.
+// Of vectors as long as a line each would else lie across two, which for a quick f counts (measured: bench/NOTES.md).
+template <class V, class U, class F>
+SOFTLANE_INLINE size_t MapToLine(U* out, F f) {
+  const size_t over = reinterpret_cast<uintptr_t>(out) / sizeof(U) % V::kLanes;
+  if (over == 0) return 0;
+  const size_t next = V::kLanes - over;
+  // Both before either is stored, as `out` may be where they come from.
+  const V first = f(0), second = f(next);
+  Store(first, out);
+  Store(second, out + next);
+  return next + V::kLanes;
+}
+// From how many vectors on that pays; never for shorter vectors.
+constexpr size_t kLines = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 4 : SIZE_MAX;
+template <class V, class T, class U, class F>
+SOFTLANE_INLINE void MapLongRow(const T* x, U* out, size_t n, F f) {
+  constexpr size_t kLanes = V::kLanes;
+  size_t i = 0;
+  if (n / kLanes >= kLines) {
+    i = MapToLine<V>(out, [=](size_t at) SOFTLANE_LAMBDA { return f(V::Load(x + at)); });
+  }
+  for (; i + kLanes <= n; i += kLanes) Store(f(V::Load(x + i)), out + i);
+  if (i < n) {
+    const int count = static_cast<int>(n - i);
+    StoreN(f(V::LoadN(x + i, count, 0)), out + i, count);
   }
 }
 template <class T, class F>
@@ -538,13 +572,13 @@ struct RowSum {
   size_t maxima = 0;
 };
 
-// Adds the exps of x[0..n) to `row`, if kSkips without those of the maximum, which are counted, and keeps all of
-// them, rounded, if kKeep and `kept` is not null, which in ordinary rows it then never is. Every call but the last
-// of a row has an n that is a multiple of kBlock.
+// `row` and the exps of x[0..n), if kSkips without those of the maximum, which are counted. Keeps all of them, rounded,
+// if kKeep and `kept` is not null, which in ordinary rows it then never is. Every call but the last of a row has an n
+// that is a multiple of kBlock.
 template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
-SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
-                            const RowReference<V>& reference, typename V::Scalar* kept,
-                            RowSum<V>& row) {
+SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
+                                 const RowReference<V>& reference, typename V::Scalar* kept,
+                                 RowSum<V> row) {
   constexpr size_t kLanes = V::kLanes;
   const ExpReference<V> ref = reference.Vectors();
   const V top = V::Set(reference.max);
@@ -580,6 +614,7 @@ SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
     row.sum.Add(e);
   }
   if (n % kBlock != 0) row.sum.Flush();
+  return row;
 }
 
 // Rows that lie `stride` bytes apart; or none, with a null `first`.
@@ -628,13 +663,10 @@ struct RowBlock {
   V max, min;  // a row a lane
   ExpReference<V> ref;
 
-  // How many rows of n elements: what one sweep reads and writes should be in the L2 cache for the next. In the
-  // L1 cache it would be read faster, but fewer rows would share what follows their sums (measured:
-  // bench/NOTES.md).
-  static size_t Count(size_t n, const ChunkIo* io) {
-    constexpr size_t kBytes = 196608;
+  // How many rows of n elements, whose inputs and results together have this many bytes or less.
+  static size_t Count(size_t n, const ChunkIo* io, size_t bytes) {
     if (io != nullptr) return 1;
-    const size_t fit = kBytes / (2 * sizeof(Scalar) * (n + 1));
+    const size_t fit = bytes / (2 * sizeof(Scalar) * (n + 1));
     return fit < 1 ? 1 : Min(fit, kRows);
   }
 
@@ -705,7 +737,6 @@ struct RowBlock {
   // For rows whose sums left the maxima out.
   Stats<V, W> Statistics() {
     Stats<V, W> stats{Widen(max), Sums(), Exps(max)};
-    stats.DropFloor(n);
     const W repeats = W::LoadN(repeats_, static_cast<int>(rows), 0);
     if (AnyTrue(Lt(W::Set(0), repeats))) stats.AddRepeats(repeats);
     return stats;
@@ -726,9 +757,8 @@ struct RowBlock {
       const T* next = r < next_rows_ ? Step<const T>(x[r], rows, stride_) : nullptr;
       const Ahead<T> ahead{is_soon_ ? next : nullptr, is_soon_ ? nullptr : next,
                            written.first == nullptr ? nullptr : written[r]};
-      RowSum<V> row;
-      SumExp<kKeep, true, kSkips>(x[r], n, ahead, Reference(r), kKeep ? kept[r] : nullptr, row);
-      Keep(r, row);
+      Keep(r, SumExp<kKeep, true, kSkips>(x[r], n, ahead, Reference(r), kKeep ? kept[r] : nullptr,
+                                          RowSum<V>()));
     }
   }
   // What is left: one loop serves all kinds.
@@ -740,7 +770,7 @@ struct RowBlock {
       if (Has(which, r)) {
         Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
         ForChunks(x[r], n, io, 0, [&](const T* p, size_t, size_t count) {
-          SumExp<true, false, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
+          row = SumExp<true, false, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
         });
       }
       Keep(r, row);
@@ -781,10 +811,16 @@ Factor<V> FactorOfRow(const Factor<V>& f, size_t r) {
           PerRow(f.small).All(r)};
 }
 
-// Calls f(block, first row) for all rows of a batch of T.
+// How many bytes of rows, and of their results, are worked on at a time. Results are quicker written if what a sweep
+// reads and writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2
+// cache; a loss with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
+constexpr size_t kResultBytes = 32768, kSumBytes = 196608;
+constexpr size_t kGradBytes = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 49152 : kSumBytes;
+
+// Calls f(block, first row) for all rows of a batch of T, so many bytes of them and their results at a time.
 template <class T, class B, class F>
-inline void ForRowBlocks(const B& b, F f) {
-  const size_t block = RowBlock<T>::Count(b.n, b.chunked);
+inline void ForRowBlocks(const B& b, size_t bytes, F f) {
+  const size_t block = RowBlock<T>::Count(b.n, b.chunked, bytes);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t here = Min(block, b.count - first);
     RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.scale);
@@ -1018,7 +1054,6 @@ SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Ran
   using W = Wide<V>;
   const PanelSum<V> all = SumPanel<true>(panel, n, range, ref, keep);
   Stats<V, W> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
-  stats.DropFloor(n);
   if (all.may_repeat) stats.AddRepeats(all.repeats);
   return stats;
 }
@@ -1075,20 +1110,29 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   }
 }
 
+// The same, while the caches are asked for what lies at `later`, `step` bytes from element to element.
 template <class P>
 SOFTLANE_INLINE Stats<typename P::V, Wide<typename P::V>> PanelStats(const P& panel, size_t n,
-                                                                     const Scale& scale) {
+                                                                     const Scale& scale,
+                                                                     const void* later,
+                                                                     ptrdiff_t step) {
   using V = typename P::V;
   const Range<V> range = PanelRange(panel, n);
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
-  return PanelStats(panel, n, range, ref, [](size_t, ExpParts<V>) {});
+  return PanelStats(panel, n, range, ref, [=](size_t i, ExpParts<V>) SOFTLANE_LAMBDA {
+    SOFTLANE_PREFETCH_FAR(Step<const char>(later, i, step));
+  });
 }
 
 template <class P, class Out>
 inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
   V* tag = nullptr;
-  const auto stats = PanelStats(panel, b.n, b.scale);
+  // Up to this length it pays to ask for where results go, unless that is where the panel lies (measured:
+  // bench/NOTES.md).
+  constexpr size_t kMostAhead = 512;
+  const bool asks = b.n <= kMostAhead && static_cast<const void*>(out.out) != panel.x;
+  const auto stats = PanelStats(panel, b.n, b.scale, out.out, asks ? out.stride : 0);
   const auto log_sum = SplitFor<V>(stats.LogSum());
   const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag),
                                       Narrow(log_sum.lo, tag), b.scale);
@@ -1113,7 +1157,7 @@ class LogSumExpPanels {
     Waiting& w = panels_[waiting_++];
     w.first = first;
     w.columns = panel.columns;
-    w.stats = PanelStats(panel, b_.n, b_.scale);
+    w.stats = PanelStats(panel, b_.n, b_.scale, panel.x, 0);
     w.invalid = W::Set(0);
     if (!AnyTrue(Eq(Abs(w.stats.max), W::Set(kInf)))) return;
     // SciPy's answer for infinities beside a NaN.
@@ -1354,7 +1398,7 @@ void SoftmaxRows(const Batch& b) {
     return;
   }
   ExpBuffer<T> buffer;
-  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kResultBytes, [&](RowBlock<T>& rows, size_t first) {
     using W = Wide<V>;
     const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
     const auto kept = buffer.Rows(out, rows.rows, b.n, b.chunked, b.scratch);
@@ -1372,8 +1416,8 @@ void SoftmaxRows(const Batch& b) {
         WriteRareRow(b, rows, r, out[r], kept, FactorOfRow(all, r), PerRow(certain_exp).All(r));
       } else {
         const V high = hi.All(r), low = lo.All(r);
-        MapRow<V>(kept[r], out[r], b.n,
-                  [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
+        MapLongRow<V>(kept[r], out[r], b.n,
+                      [=](V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
     }
   });
@@ -1387,7 +1431,7 @@ void LogSoftmaxRows(const Batch& b) {
                 [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
     return;
   }
-  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kResultBytes, [&](RowBlock<T>& rows, size_t first) {
     const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
     rows.template SumRows<true>({}, out, rows.All());
     const auto stats = rows.Statistics();
@@ -1397,8 +1441,8 @@ void LogSoftmaxRows(const Batch& b) {
     for (size_t r = 0; r < rows.rows; ++r) {
       if (b.scale.unit && b.chunked == nullptr) {
         const V top = max.All(r), log = hi.All(r);
-        MapRow<V>(rows.x[r], out[r], b.n,
-                  [=](size_t, V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
+        MapLongRow<V>(rows.x[r], out[r], b.n,
+                      [=](V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
       } else {
         const LogMap<V> map = MakeLogMap<V>(max.All(r), hi.All(r), lo.All(r), b.scale);
         MapChunks(rows.x[r], out[r], b.n, b.chunked, 1,
@@ -1417,7 +1461,7 @@ void LogSumExpRows(const Batch& b) {
     return;
   }
   double* out = static_cast<double*>(b.out);
-  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
     const auto stats = rows.Statistics();
     StoreN(LogSumExpOf(stats.max, stats.LogSum()), out + first, static_cast<int>(rows.rows));
@@ -1436,7 +1480,7 @@ template <class T>
 void ExpSumRows(const Batch& b) {
   using Format = ExpFormat<typename Vec<T>::Scalar>;
   auto* out = static_cast<ExpSumState*>(b.out);
-  ForRowBlocks<T>(b, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
     const auto stats = rows.Statistics();
     const auto sum = stats.Sum();
@@ -1626,8 +1670,6 @@ SOFTLANE_CALL void WeightedRow(const WeightedBatch& w, size_t row) {
     ref.magic = Sub(V::Set(Format::kMagic + Format::kBias), n);
     ref.floor = Mul(Sub(n, V::Set(Format::kFloor)), k.inverse);
     ExpParts<V> e = Exp(x, ref);
-    // Nothing at the floor: terms of opposite signs may leave nothing else.
-    e.scale = IfThenElseZero(Lt(ref.floor, Sub(x, shift)), e.scale);
     // A sum near 1 has a small logarithm: here z is needed to its own last digit.
     const Double2<V> z = ExactZ(x, ref);
     const Double2<V> p = TwoProd(e.scale, d.mantissa);
