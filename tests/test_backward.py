@@ -180,9 +180,14 @@ def test_unequal_sizes(isa: str) -> None:
         got = softlane.log_softmax_backward(g64, y64, temperature=temperature)
         check_ulp(got, oracle.log_softmax_backward(g64, y64, temperature=temperature))
         assert np.isfinite(got).all()
-    # An infinite sum times the square of exp(y/2).
-    g64, y64 = np.array([inf, 1]), np.array([0, -1000.0])
-    assert np.array_equal(softlane.log_softmax_backward(g64, y64), [nan, -inf], equal_nan=True)
+    # An infinite sum times the square of exp(y/2), or times an exp that is less than any number.
+    for log_y in (-1000.0, -2200.0, -1e30):
+        for dtype in FLOATS:
+            g, y = to_dtype([inf, 1.0], dtype), to_dtype([0.0, max(log_y, -6e4)], dtype)
+            got = softlane.log_softmax_backward(g, y)
+            assert np.array_equal(got, to_dtype([nan, -inf], dtype), equal_nan=True)
+            g = to_dtype([nan, 1.0], dtype)
+            assert np.isnan(softlane.log_softmax_backward(g, y)).all()
     for log_y in (-1e30, -200.0, -135.0, -131.0, -90.0):
         g32, y32 = np.array([0, 1e20], np.float32), np.array([log_y, 0], np.float32)
         check_ulp(softlane.log_softmax_backward(g32, y32), oracle.log_softmax_backward(g32, y32))

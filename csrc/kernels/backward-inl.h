@@ -580,9 +580,11 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
     const W gv = Widen(g), yv = Widen(y);
     V* tag = nullptr;
     // Below the floor exp(y) is the square of exp(y/2): times the largest Σ it can still be a number.
-    const auto deep = Lt(IfThenElse(Eq(W::Set(max), zero), yv, zero), ref.floor);
+    const auto deep = And(Eq(W::Set(max), zero), Lt(yv, ref.floor));
     const W half = IfThenElse(deep, Mul(yv, W::Set(0.5)), yv);
-    const Double2<W> e = ExactValue(Exp(IfThenElse(Lt(W::Set(max), half), W::Set(max), half), ref));
+    // An infinite Σ is not for 0 to be multiplied by: below the floor the exp is the floor's.
+    const W low_y = Max(ref.floor, IfThenElse(Lt(W::Set(max), half), W::Set(max), half));
+    const Double2<W> e = ExactValue(Exp(low_y, ref));
     Double2<W> product = SafeMul(e, Double2<W>{mantissa, rest});
     W unlift = W::Set(1);
     if (AnyTrue(deep)) {

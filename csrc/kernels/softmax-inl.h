@@ -325,7 +325,11 @@ SOFTLANE_CALL FactorParts<W> MakeFactorParts(Double2<W> coef, W inverse_coef, Do
   const W bound = Mul(Mul(W::Set(F::kFloat ? 0x1p-100 : 0x1p-960), Abs(inverse_coef)), sum.hi);
   const auto splits = And(Lt(W::Set(F::kFloat ? 0x1p-32 : 0x1p-400), size),
                           Lt(size, W::Set(F::kFloat ? 0x1p120 : 0x1p1023)));
-  return {ratio, hi, lo, IfThenElse(Or(splits, IsNaN(size)), bound, W::Set(kInf))};
+  // What is not split meets nothing but exps of 0, whose results are 0, though hi may be beyond V's range.
+  const auto beyond = AndNot(splits, Lt(size, W::Set(kInf)));
+  const W zero = W::Set(0);
+  return {ratio, IfThenElse(beyond, zero, hi), IfThenElse(beyond, zero, lo),
+          IfThenElse(Or(splits, IsNaN(size)), bound, W::Set(kInf))};
 }
 // The factors of a panel.
 template <class V>
