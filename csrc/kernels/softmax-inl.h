@@ -431,6 +431,7 @@ SOFTLANE_INLINE size_t MapToLine(U* out, F f) {
 }
 // From how many vectors on that pays; never for shorter vectors.
 constexpr size_t kLines = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 4 : SIZE_MAX;
+// MapRow for rows of some length and a quick f(vector).
 template <class V, class T, class U, class F>
 SOFTLANE_INLINE void MapLongRow(const T* x, U* out, size_t n, F f) {
   constexpr size_t kLanes = V::kLanes;
