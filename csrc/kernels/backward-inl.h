@@ -34,7 +34,7 @@ SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
     f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, fill));
   });
 }
-// out = f(g, y) for all elements of a row; from so many vectors on, results begin at cache lines.
+// out = f(g, y) for all elements of a row; from kLinesFrom vectors on, results begin at cache lines.
 template <class T, size_t kLinesFrom = SIZE_MAX, class F>
 SOFTLANE_INLINE void MapPairs(const BackwardBatch& b, size_t row, F f) {
   using V = Vec<T>;

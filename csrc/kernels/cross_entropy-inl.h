@@ -863,8 +863,8 @@ void CrossEntropyRows(const LossBatch& b) {
                       static_cast<double>(at_target[r]));
       } else {
         const V high = hi.All(r), low = lo.All(r);
-        MapLongRow<V>(kept[r], grad[r], b.n,
-                      [=](V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
+        MapRow<V, kLines>(kept[r], grad[r], b.n,
+                          [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
       if (b.chunked == nullptr) StoreOne(at_target[r], grad[r] + b.targets[first + r]);
     }

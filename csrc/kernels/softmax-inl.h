@@ -405,17 +405,6 @@ inline void ForChunks(const T* row, size_t n, const ChunkIo* io, int operand, F 
   }
 }
 
-// out[i] = f(x[i]) for a row, or in place for its chunks. f takes (position, vector).
-template <class V, class T, class U, class F>
-SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
-  constexpr size_t kLanes = V::kLanes;
-  size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) Store(f(i, V::Load(x + i)), out + i);
-  if (i < n) {
-    const int count = static_cast<int>(n - i);
-    StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
-  }
-}
 // Writes the first results f(position) up to where a cache line begins, with vectors that overlap; returns how many.
 // Of vectors as long as a line each would else lie across two, which for a quick f counts (measured: bench/NOTES.md).
 template <class V, class U, class F>
@@ -431,18 +420,20 @@ SOFTLANE_INLINE size_t MapToLine(U* out, F f) {
 }
 // From how many vectors on that pays; never for shorter vectors.
 constexpr size_t kLines = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 4 : SIZE_MAX;
-// MapRow for rows of some length and a quick f(vector).
-template <class V, class T, class U, class F>
-SOFTLANE_INLINE void MapLongRow(const T* x, U* out, size_t n, F f) {
+
+// out[i] = f(x[i]) for a row, or in place for its chunks. f takes (position, vector). From kLinesFrom vectors on,
+// results begin at cache lines.
+template <class V, size_t kLinesFrom = SIZE_MAX, class T, class U, class F>
+SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
   constexpr size_t kLanes = V::kLanes;
   size_t i = 0;
-  if (n / kLanes >= kLines) {
-    i = MapToLine<V>(out, [=](size_t at) SOFTLANE_LAMBDA { return f(V::Load(x + at)); });
+  if (n / kLanes >= kLinesFrom) {
+    i = MapToLine<V>(out, [=](size_t at) SOFTLANE_LAMBDA { return f(at, V::Load(x + at)); });
   }
-  for (; i + kLanes <= n; i += kLanes) Store(f(V::Load(x + i)), out + i);
+  for (; i + kLanes <= n; i += kLanes) Store(f(i, V::Load(x + i)), out + i);
   if (i < n) {
     const int count = static_cast<int>(n - i);
-    StoreN(f(V::LoadN(x + i, count, 0)), out + i, count);
+    StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
   }
 }
 template <class T, class F>
@@ -1421,8 +1412,8 @@ void SoftmaxRows(const Batch& b) {
         WriteRareRow(b, rows, r, out[r], kept, FactorOfRow(all, r), PerRow(certain_exp).All(r));
       } else {
         const V high = hi.All(r), low = lo.All(r);
-        MapLongRow<V>(kept[r], out[r], b.n,
-                      [=](V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
+        MapRow<V, kLines>(kept[r], out[r], b.n,
+                          [=](size_t, V e) SOFTLANE_LAMBDA { return TimesPair(e, high, low); });
       }
     }
   });
@@ -1446,8 +1437,8 @@ void LogSoftmaxRows(const Batch& b) {
     for (size_t r = 0; r < rows.rows; ++r) {
       if (b.scale.unit && b.chunked == nullptr) {
         const V top = max.All(r), log = hi.All(r);
-        MapLongRow<V>(rows.x[r], out[r], b.n,
-                      [=](V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
+        MapRow<V, kLines>(rows.x[r], out[r], b.n,
+                          [=](size_t, V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
       } else {
         const LogMap<V> map = MakeLogMap<V>(max.All(r), hi.All(r), lo.All(r), b.scale);
         MapChunks(rows.x[r], out[r], b.n, b.chunked, 1,
