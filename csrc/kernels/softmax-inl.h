@@ -72,17 +72,20 @@ template <class V>
 struct ExpSum;
 template <>
 struct ExpSum<F32> {
-  D16 sum = D16::Set(0);
+  using Lanes = SumLanes16<F32>;
+  D16 sum = D16::Set(0);  // as Lanes has them
   F32 part = F32::Set(0);
   SOFTLANE_INLINE void Add(ExpParts<F32> e) {
-    sum = softlane::SOFTLANE_ISA::Add(sum, Promote(e.scale));
+    sum = softlane::SOFTLANE_ISA::Add(sum, Lanes::Positive(e.scale));
     part = MulAdd(e.z, e.scale, part);
   }
   SOFTLANE_INLINE void Flush() {
-    sum = softlane::SOFTLANE_ISA::Add(sum, Promote(part));
+    sum = MulAdd(Lanes::Any(part), D16::Set(Lanes::kUnit), sum);
     part = F32::Set(0);
   }
+  // What Resume goes on with, and, perhaps added to others, InOrder makes a sum of.
   D16 Total() const { return sum; }
+  SOFTLANE_INLINE static D16 InOrder(D16 total) { return Lanes::InOrder(total); }
   // That of one element.
   SOFTLANE_INLINE static D16 Of(ExpParts<F32> e) {
     return softlane::SOFTLANE_ISA::Add(Promote(e.scale), Promote(Mul(e.z, e.scale)));
@@ -93,7 +96,7 @@ template <>
 struct ExpSum<F64> {
   F64 sum = F64::Set(0), part = F64::Set(0), error = F64::Set(0);
   SOFTLANE_INLINE void Add(ExpParts<F64> e) {
-    const Double2<F64> s = TwoSum(sum, e.scale);
+    const Double2<F64> s = FastTwoSum(Max(sum, e.scale), Min(sum, e.scale));
     sum = s.hi;
     part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, e.scale, part), s.lo);
   }
@@ -104,6 +107,7 @@ struct ExpSum<F64> {
     part = F64::Set(0);
   }
   Double2<F64> Total() const { return {sum, error}; }
+  SOFTLANE_INLINE static Double2<F64> InOrder(Double2<F64> total) { return total; }
   SOFTLANE_INLINE static Double2<F64> Of(ExpParts<F64> e) {
     return FastTwoSum(e.scale, Mul(e.z, e.scale));
   }
@@ -250,6 +254,7 @@ inline Double2<F64> Widen(ExpParts<F64> e) { return ExactValue(e); }
 // x·(hi + lo), for a lo far below hi.
 template <class V>
 SOFTLANE_INLINE V TimesPair(V x, V hi, V lo) {
+  x = InRegister(x);
   return MulAddExact(x, hi, Mul(x, lo));
 }
 
@@ -587,9 +592,9 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
       ExpParts<V> e = Exp<kOrdinary>(v, ref);
       if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
       if constexpr (kSkips) {
-        const auto is_top = Eq(v, top);
-        e.scale = IfThenElse(is_top, V::Set(0), e.scale);
-        row.maxima += CountBits(MaskBits<V>::Of(is_top));
+        const auto others = Lt(v, top);
+        e.scale = IfThenElseZero(others, e.scale);
+        row.maxima += kLanes - CountBits(MaskBits<V>::Of(others));
       }
       row.sum.Add(e);
     }
@@ -602,9 +607,8 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
     if (kKeep && (kOrdinary || kept != nullptr)) StoreN(Value(e), kept + i, count);
     auto counts = V::FirstN(count);
     if constexpr (kSkips) {
-      const auto is_top = And(Eq(v, top), counts);
-      counts = AndNot(is_top, counts);
-      row.maxima += CountBits(MaskBits<V>::Of(is_top));
+      counts = And(Lt(v, top), counts);
+      row.maxima += static_cast<size_t>(count) - CountBits(MaskBits<V>::Of(counts));
     }
     e.scale = IfThenElseZero(counts, e.scale);
     row.sum.Add(e);
@@ -743,7 +747,7 @@ struct RowBlock {
     return {k_hi_, k_lo_, shift_[r], magic_[r], floor_[r], max_[r]};
   }
   SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
-    lanes_[r] = row.sum.Total();
+    lanes_[r] = ExpSum<V>::InOrder(row.sum.Total());
     repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
   }
   template <bool kKeep, bool kSkips>
@@ -810,7 +814,8 @@ Factor<V> FactorOfRow(const Factor<V>& f, size_t r) {
 // How many bytes of rows, and of their results, are worked on at a time. Results are quicker written if what a sweep
 // reads and writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2
 // cache; a loss with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
-constexpr size_t kResultBytes = 32768, kSumBytes = 196608;
+constexpr size_t kResultBytes = 32768;
+constexpr size_t kSumBytes = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 65536 : 196608;
 constexpr size_t kGradBytes = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 49152 : kSumBytes;
 
 // Calls f(block, first row) for all rows of a batch of T, so many bytes of them and their results at a time.
@@ -1002,8 +1007,8 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   const size_t live = Min(n, kLanes);
   decltype(ExpSum<V>().Total()) sums[kLanes];
   sums[0] = ExpSum<V>().Total();
-  W maxima = W::Set(0);
-  V found = V::Set(0);
+  W below = W::Set(0);  // how many are below the maximum,
+  V here = V::Set(0);   // in a block
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t end = Min(n, start + kBlock);
     const auto next = [&](size_t i) SOFTLANE_LAMBDA {
@@ -1011,9 +1016,9 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
       ExpParts<V> e = Exp<kOrdinary>(x, ref);
       keep(i, e);
       if constexpr (kSkips) {
-        const auto is_top = Eq(x, max);
-        e.scale = IfThenElse(is_top, V::Set(0), e.scale);
-        found = Add(found, IfThenElseZero(is_top, V::Set(1)));
+        const auto counts = Lt(x, max);
+        e.scale = IfThenElseZero(counts, e.scale);
+        here = Add(here, IfThenElseZero(counts, V::Set(1)));
       }
       return e;
     };
@@ -1029,12 +1034,16 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
       }
     }
     if (n <= kBlock) break;
-    maxima = Add(maxima, Widen(found));
-    found = V::Set(0);
+    below = Add(below, Widen(here));
+    here = V::Set(0);
   }
-  const bool may_repeat = n > kBlock || AnyTrue(Lt(V::Set(1), found));
-  if (may_repeat) maxima = Sub(Add(maxima, Widen(found)), W::Set(1));
-  return {ToDouble2(FoldLanes(sums, live)), may_repeat, maxima};
+  const auto most = static_cast<double>(n - 1);
+  const bool may_repeat =
+      n > kBlock || AnyTrue(Lt(here, V::Set(static_cast<typename V::Scalar>(most))));
+  if (may_repeat) below = Sub(W::Set(most), Add(below, Widen(here)));
+  auto sum = FoldLanes(sums, live);
+  if (n > kLanes) sum = ExpSum<V>::InOrder(sum);
+  return {ToDouble2(sum), may_repeat, below};
 }
 
 template <bool kSkips, class P, class V, class Keep>

@@ -131,8 +131,13 @@ SOFTLANE_INLINE bool AnyTrue(MF m) { return m.v != 0; }
 SOFTLANE_INLINE bool AnyTrue(MD m) { return m.v != 0; }
 SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {_mm512_mask_mov_ps(b.v, m.v, a.v)}; }
 SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {_mm512_mask_mov_pd(b.v, m.v, a.v)}; }
-SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
-SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) { return {_mm512_maskz_mov_pd(m.v, a.v)}; }
+// By integers: GCC lets an integer operation that made `a` do it.
+SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) {
+  return {_mm512_castsi512_ps(_mm512_maskz_mov_epi32(m.v, _mm512_castps_si512(a.v)))};
+}
+SOFTLANE_INLINE ND IfThenElseZero(MD m, ND a) {
+  return {_mm512_castsi512_pd(_mm512_maskz_mov_epi64(m.v, _mm512_castpd_si512(a.v)))};
+}
 
 SOFTLANE_INLINE NI BitsOf(NF a) { return {_mm512_castps_si512(a.v)}; }
 SOFTLANE_INLINE NL BitsOf(ND a) { return {_mm512_castpd_si512(a.v)}; }
@@ -227,6 +232,30 @@ SOFTLANE_INLINE NF Demote(Pair<ND> a) {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.a.v)), _mm512_cvtpd_ps(a.b.v),
                              1)};
 }
+
+// Even and odd lanes apart: moved up by 29 the bits of a positive float are those of a double, 2^-896 times it, which
+// takes two operations less for 16 lanes than conversions do.
+template <>
+struct SumLanes16<NF> {
+  static constexpr double kUnit = 0x1p-896;
+  SOFTLANE_INLINE static Pair<ND> Positive(NF x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i even = _mm512_mul_epu32(bits, _mm512_set1_epi64(1 << 29));
+    const __m512i upper = _mm512_and_si512(bits, _mm512_set1_epi64(INT64_C(-0x100000000)));
+    return {{_mm512_castsi512_pd(even)}, {_mm512_castsi512_pd(_mm512_srli_epi64(upper, 3))}};
+  }
+  SOFTLANE_INLINE static Pair<ND> Any(NF x) {
+    const __m512i apart = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    return Promote(NF{_mm512_permutexvar_ps(apart, x.v)});
+  }
+  SOFTLANE_INLINE static Pair<ND> InOrder(Pair<ND> sum) {
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    const ND unit = ND::Set(1 / kUnit);
+    return {Mul({_mm512_permutex2var_pd(sum.a.v, low, sum.b.v)}, unit),
+            Mul({_mm512_permutex2var_pd(sum.a.v, high, sum.b.v)}, unit)};
+  }
+};
 
 SOFTLANE_INLINE void Store(NF a, float* p) { _mm512_storeu_ps(p, a.v); }
 SOFTLANE_INLINE void Store(ND a, double* p) { _mm512_storeu_pd(p, a.v); }

@@ -571,6 +571,28 @@ void Conversions() {
   down.Line("Demote", "double");
 }
 
+void Sums() {
+  using Lanes = SumLanes16<F32>;
+  Hash positive, any;
+  const std::vector<float> x = Singles<float>();
+  for (size_t i = 0; i < x.size(); i += 16) {
+    float normal[16];
+    for (size_t j = 0; j < 16; ++j) {
+      const float size = std::fabs(x[i + j]);
+      normal[j] = std::isnormal(size) ? size : 0;
+    }
+    const auto sum = Lanes::InOrder(Lanes::Positive(F32::Load(normal)));
+    AddNumbers(positive, sum.a);
+    AddNumbers(positive, sum.b);
+    const Pair<F64> unit = Pair<F64>::Set(Lanes::kUnit);
+    const auto other = Lanes::InOrder(Mul(Lanes::Any(F32::Load(&x[i])), unit));
+    AddNumbers(any, other.a);
+    AddNumbers(any, other.b);
+  }
+  positive.Line("SumLanes16 Positive", "float");
+  any.Line("SumLanes16 Any", "float");
+}
+
 // ---- the half types ----
 
 template <class Half>
@@ -743,6 +765,7 @@ int Main() {
   Masks<F64>();
   IntegerOperations();
   Conversions();
+  Sums();
   return 0;
 }
 
