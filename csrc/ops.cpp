@@ -137,19 +137,25 @@ bool compete(size_t n, ptrdiff_t stride) {
   return false;
 }
 
-// Whether columns that are read, from so many operands, and written are better worked on in copies: where their rows
-// compete for places in the cache, above all at distances of a power of two; and two operands of 9 to 20 rows that lie
-// far apart, in memory, of which the processor foresees fewer and is kept busy by more (measured).
-bool wants_copies(const Plan& plan, Mode mode, size_t inputs) {
-  const size_t n = plan.classes;
-  if (mode != Mode::kCols || n > kMostCopied / inputs) return false;
-  const auto stride = plan.axis[0].stride;
-  for (size_t operand = 0; operand <= inputs; ++operand) {
-    if (compete(n, stride[operand])) return true;
+// Whether rows of columns compete so in any of the operands.
+bool any_competes(const Plan& plan, size_t operands) {
+  bool any = false;
+  for (size_t k = 0; k < operands; ++k) {
+    any = any || compete(plan.classes, plan.axis[0].stride[k]);
   }
-  constexpr size_t kFar = 3 << 20;  // bytes
-  const auto gap = static_cast<size_t>(std::abs(stride[0]));
-  return inputs == 2 && n > 8 && n <= 20 && n * gap > kFar;
+  return any;
+}
+// Whether columns that are read and written are better worked on in copies: where their rows compete.
+bool wants_copies(const Plan& plan, Mode mode) {
+  return mode == Mode::kCols && plan.classes <= kMostCopied && any_competes(plan, 2);
+}
+// Whether columns of pairs are worked on several panels at a time: long ones that compete, or of arrays from half an L2
+// cache on (measured: bench/NOTES.md), or of half types, for which the alternative is a copy.
+bool wants_groups(const Plan& plan, Mode mode, bool is_half) {
+  constexpr size_t kFar = 512 << 10;  // bytes
+  if (mode != Mode::kCols || plan.classes <= 16) return false;
+  const auto gap = static_cast<size_t>(std::abs(plan.axis[0].stride[0]));
+  return is_half || plan.classes * gap > kFar || any_competes(plan, 3);
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
@@ -392,7 +398,7 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const Mode mode = choose_mode(plan, compute.direct, 2, item_size(x.dtype));
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
-  const bool copies = wants_copies(plan, mode, 1);
+  const bool copies = wants_copies(plan, mode);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
@@ -677,7 +683,9 @@ class CrossEntropy {
     // Operand 1 has the strides of the logits where there is no gradient.
     const size_t operands = shares_ ? 3 : a_.grad != nullptr ? 2 : 1;
     Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, operands, item);
-    if (mode == Mode::kCols && shares_ && item == 2) mode = Mode::kPacked;  // kernels lack them
+    // The kernels take columns of half types in copies, and without probabilities.
+    const bool lacks = item == 2 && (shares_ || classes_ > kMostCopied);
+    if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
     constexpr size_t kElements = 32768;  // a kernel's call should have more to do than it costs
@@ -839,7 +847,9 @@ class CrossEntropy {
     bool correct[kBlock];
     const LossStats stats{logsumexps, log_probs, entropies, correct};
     if (a_.stats[0] != nullptr) batch.stats = &stats;
-    if (a_.grad != nullptr) take_scratch(batch, wants_copies(plan_, mode, 1), compute_.type);
+    const bool is_half = item_size(compute_.type) == 2;
+    const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode));
+    take_scratch(batch, copies, compute_.type);
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
     PackedRows row{&plan_, {}, a_.where, 5};
@@ -1191,13 +1201,17 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
   const auto cols =
       log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
-  const Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
-  const bool copies = wants_copies(plan, mode, 2);
+  Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
+  const bool is_half = item_size(compute.type) == 2;
+  if (mode == Mode::kCols && is_half && plan.classes > kMostCopied / 2)
+    mode = Mode::kPacked;  // two copies
+  const bool grouped = wants_groups(plan, mode, is_half);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    take_scratch(batch, copies, compute.type);
+    batch.grouped = grouped;
+    if (is_half) batch.scratch = scratch.kernel();
     PackedRows row{&plan, {}};
     if (mode == Mode::kPacked) {
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};

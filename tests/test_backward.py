@@ -249,6 +249,28 @@ def test_short_rows_and_columns_that_are_not_ordinary(isa: str, name: str, dtype
 
 
 @both
+@every_float
+def test_long_columns_of_wide_arrays(isa: str, name: str, dtype: DType) -> None:
+    """Several panels are worked on row by row, all ordinary or not; rows lie a page apart."""
+    width = 4096 // dtype.itemsize
+    forward = softlane.softmax if name == "softmax" else softlane.log_softmax
+    for n in (16, 17, 65, 300):
+        _, g, y, _ = case(name, dtype, n, 1.0)
+        rng = rng_for("wide", dtype, n)
+        ordinary = to_dtype(rng.standard_normal((width - len(g), n)), dtype)
+        g, y = np.concatenate([ordinary, g]), np.concatenate([forward(np.roll(ordinary, 5)), y])
+        g[100] *= {4: 3e33, 8: 1e200}.get(dtype.itemsize, 1)
+        for first in (0, 3):  # the second begins between lines
+            expected = BACKWARD[name](g[first:], y[first:])
+            columns, outputs = np.ascontiguousarray(g.T), np.ascontiguousarray(y.T)
+            got = BACKWARD[name](columns[:, first:], outputs[:, first:], axis=0)
+            assert_same_bits(got.T, expected, f"columns of {n} from {first}")
+            part = columns[:, first:]
+            BACKWARD[name](part, outputs[:, first:], axis=0, out=part)
+            assert_same_bits(part.T, expected, f"columns of {n} from {first} in place")
+
+
+@both
 def test_sums_that_cancel(isa: str, name: str) -> None:
     """The ulp is that of the largest term: |y| (|g| + sum |g y|), and |g| + exp(y) |sum g|."""
     rng = rng_for("cancel")

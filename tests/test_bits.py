@@ -206,8 +206,8 @@ def test_rows_against_columns(fused_isa: str, name: str, dtype: DType) -> None:
             assert_rows(got, expected, f"{width} columns of length {n}", chosen)
 
 
-# Lengths of columns with the bytes from row to row: in one set of a cache's lines or two (copied if short enough, in
-# groups of up to eight panels), nearly so, in all of them, and so far apart that a few rows are copied, too.
+# Lengths of columns with the bytes from row to row: in one set of a cache's lines or two (copied if short enough, or
+# worked on in groups of panels), nearly so, in all of them, and far apart.
 COLUMNS = [
     *((n, distance) for n in (7, 8, 9, 33, 200, 257, 600) for distance in (4096, 2048, 4112, 4064)),
     *((n, 2048) for n in (1500, 4096, 4097, 8192, 8193)),
@@ -220,7 +220,7 @@ COLUMNS = [
 def test_columns_at_any_distance(fused_isa: str, name: str, dtype: DType) -> None:
     for n, distance in COLUMNS:
         rows = rows_of(dtype, n) if n < 1000 else rows_of(dtype, n, 4)
-        count = min(70, distance // (2 * dtype.itemsize))
+        count = min(90, distance // (2 * dtype.itemsize))
         chosen = np.arange(count) % len(rows.x)
         expected = CALLS[name](rows, -1, identity)
         several = rows.pick(chosen)

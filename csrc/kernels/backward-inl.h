@@ -93,13 +93,24 @@ struct DotSum {
   Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
 };
 
-// Calls f with the sum that rows of n products take: one of single products has nothing to save.
+// The sum that rows of many products take; one of single products has nothing to save.
+template <class V>
+struct LongDotOf {
+  using Type = DotSum<V>;
+};
+template <>
+struct LongDotOf<F64> {
+  using Type = WholeSum<F64>;
+};
+template <class V>
+using LongDot = typename LongDotOf<V>::Type;
+// Calls f with the sum that rows of n products take.
 template <class V, class F>
 SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
-    return f(WholeSum<V>());
+    return f(LongDot<V>());
   } else {
-    return n <= V::kLanes ? f(WholeSum<V>()) : f(DotSum<V>());
+    return n <= V::kLanes ? f(WholeSum<V>()) : f(LongDot<V>());
   }
 }
 SOFTLANE_INLINE void AddDot(F32 a, F32 b, WideSum<D16>& sum) { sum.AddProduct(Widen(a), Widen(b)); }
@@ -142,29 +153,107 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
                 f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
               });
 }
-// The same for panels of columns, or for copies of them.
+// Adjacent whole panels, worked on row by row: of long columns that are read and written one vector wide, the processor
+// foresees nothing (measured: bench/NOTES.md).
+template <class T>
+struct PairGroup {
+  using V = Vec<T>;
+  static constexpr int kPanels = 4;
+  static constexpr size_t kColumns = kPanels * V::kLanes;
+  const T *g, *y;
+  T* out;
+  ptrdiff_t g_stride, y_stride, out_stride;
+  // f(row, panel, vector of g, vector of y) for all elements.
+  template <class F>
+  SOFTLANE_INLINE void ForAll(size_t n, F f) const {
+    for (size_t i = 0; i < n; ++i) {
+      const T* g_row = Step<const T>(g, i, g_stride);
+      const T* y_row = Step<const T>(y, i, y_stride);
+      Unrolled<kPanels>([=](int p) SOFTLANE_LAMBDA {
+        f(i, p, InRegister(V::Load(g_row + p * V::kLanes)),
+          InRegister(V::Load(y_row + p * V::kLanes)));
+      });
+    }
+  }
+  // out = f(panel, g, y)
+  template <class F>
+  SOFTLANE_INLINE void Map(size_t n, F f) const {
+    constexpr size_t kAhead = 16;
+    ForAll(n, [=](size_t i, int p, V gv, V yv) SOFTLANE_LAMBDA {
+      T* to = Step<T>(out, i, out_stride) + p * V::kLanes;
+      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kAhead, out_stride));
+      Store(f(p, gv, yv), to);
+    });
+  }
+  Panel<T> G(int p) const { return {g + p * V::kLanes, g_stride, V::kLanes}; }
+  Panel<T> Y(int p) const { return {y + p * V::kLanes, y_stride, V::kLanes}; }
+  OutPanel<T> Out(int p) const { return {out + p * V::kLanes, out_stride, V::kLanes}; }
+};
+// PanelFold for the panels of a group: add(panel, g, y, accumulator).
+template <class Sum, class T, class W, class F>
+SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* totals, F add) {
+  using V = Vec<T>;
+  constexpr size_t kLanes = V::kLanes, kPanels = PairGroup<T>::kPanels;
+  Sum lanes[kLanes][kPanels];
+  Sum* const first = &lanes[0][0];
+  group.ForAll(n, [=](size_t i, int p, V g, V y) SOFTLANE_LAMBDA {
+    add(p, g, y, first[i % kLanes * kPanels + static_cast<size_t>(p)]);
+  });
+  for (size_t p = 0; p < kPanels; ++p) {
+    decltype(Sum().Lanes()) sums[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane][p].Lanes();
+    totals[p] = Settled(FoldLanes(sums, kLanes));
+  }
+}
+
+// Calls panel(Panel of g, of y, OutPanel) for the panels of columns [first, end); those of half types are copied, and
+// the panel of out lies over that of g.
 template <class T, class F>
-inline void ForPairPanels(const BackwardBatch& b, F f) {
+inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end, F panel) {
   using Scalar = typename Vec<T>::Scalar;
-  constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
-  // One half of the scratch for each operand.
-  constexpr size_t kHalf = kScratchBytes / 2;
-  const Copies copies{b.copies ? b.scratch : nullptr, kHalf};
-  ForPanels<T>(b.grad, b.grad_stride, b.out, b.out_stride, b.count, b.n, copies,
-               [&](size_t first, auto panel, auto out) {
-                 using P = decltype(panel);
-                 const Panel<T> y{static_cast<const T*>(b.y) + first, b.y_stride, panel.columns};
-                 P other{};
-                 if constexpr (sizeof(typename P::T) == sizeof(T)) other = y;
-                 if constexpr (sizeof(typename P::T) == sizeof(Scalar)) {
-                   if (copies.place != nullptr) {
-                     auto* tile = static_cast<Scalar*>(copies.place) + kHalf / sizeof(Scalar);
-                     CopyPanel(y, b.n, tile);
-                     other = {tile, kStep, panel.columns};
-                   }
-                 }
-                 f(panel, other, out);
-               });
+  constexpr size_t kLanes = Vec<T>::kLanes;
+  const size_t count = end - first;
+  const auto* g = static_cast<const T*>(b.grad) + first;
+  const auto* y = static_cast<const T*>(b.y) + first;
+  auto* out = static_cast<T*>(b.out) + first;
+  if constexpr (sizeof(T) < sizeof(Scalar)) {
+    // One half of the scratch for each operand.
+    constexpr size_t kHalf = kScratchBytes / 2;
+    constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+    auto* tile = static_cast<Scalar*>(b.scratch) + kHalf / sizeof(Scalar);
+    ForCopiedPanels<T>(g, b.grad_stride, out, b.out_stride, count, b.n, Copies{b.scratch, kHalf},
+                       [&](size_t c, auto grad, auto result) {
+                         CopyPanel(Panel<T>{y + c, b.y_stride, grad.columns}, b.n, tile);
+                         panel(grad, Panel<Scalar>{tile, kStep, grad.columns}, result);
+                       });
+  } else {
+    size_t columns = FirstPanel<T>(out, count);
+    for (size_t c = 0; c < count; c += columns, columns = kLanes) {
+      panel(PanelAt<T>(g, b.grad_stride, count, c, columns),
+            PanelAt<T>(y, b.y_stride, count, c, columns),
+            OutPanelAt<T>(out, b.out_stride, count, c, columns));
+    }
+  }
+}
+// Calls group(PairGroup) for groups of columns, if it pays, and panel for what is left, and where group says false.
+template <class T, class P, class G>
+inline void ForPairColumns(const BackwardBatch& b, P panel, G group) {
+  using Group = PairGroup<T>;
+  const size_t over = FirstPanel<T>(b.out, b.count) % Vec<T>::kLanes;
+  size_t c = 0;
+  if (b.grouped && over + Group::kColumns <= b.count) {
+    if (over > 0) ForPairPanels<T>(b, 0, over, panel);
+    for (c = over; c + Group::kColumns <= b.count; c += Group::kColumns) {
+      const Group columns{static_cast<const T*>(b.grad) + c,
+                          static_cast<const T*>(b.y) + c,
+                          static_cast<T*>(b.out) + c,
+                          b.grad_stride,
+                          b.y_stride,
+                          b.out_stride};
+      if (!group(columns)) ForPairPanels<T>(b, c, c + Group::kColumns, panel);
+    }
+  }
+  if (c < b.count) ForPairPanels<T>(b, c, b.count, panel);
 }
 
 // A column of a panel as the chunks of a row.
@@ -258,6 +347,7 @@ struct SoftmaxGrad {
   Split<V> dot;
   V unit;
   SoftmaxGrad(Split<V> sum, V grad_unit) : dot(sum), unit(grad_unit) {}
+  explicit SoftmaxGrad(Split<V> sum) : SoftmaxGrad(sum, GradUnit(sum.hi)) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const V zero = V::Set(0);
     const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
@@ -401,9 +491,36 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
   }
 }
 
+// The same for a group; false, with nothing written, unless all of its columns are ordinary.
+template <class T>
+SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<T>& group) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  constexpr bool kLooks = !kSeeksLeast && sizeof(T) != 2;  // for tiny results in every vector
+  using Grad = SoftmaxGrad<V, kLooks>;
+  Double2<W> totals[PairGroup<T>::kPanels];
+  V least = V::Set(kNoLeast<T>);
+  GroupFold<LongDot<V>>(group, b.n, totals, [&](int, V g, V y, LongDot<V>& lane) SOFTLANE_LAMBDA {
+    AddDot(g, y, lane);
+    KeepLeast<T>(y, least);
+  });
+  const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
+  const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
+  for (size_t p = 0; p < group.kPanels; ++p) {
+    const bool fits = !AnyTrue(Eq(FitsSoftmaxGrad<V>(totals[p], b.scale), W::Set(0)));
+    const bool tiny = !kLooks && MayBeTiny<T>(least, grads[p].unit);
+    if (!fits || tiny || MayLose<V>(b.n, totals[p])) return false;
+  }
+  const Grad* const each = grads;
+  group.Map(b.n, [=](int p, V g, V y) SOFTLANE_LAMBDA { return each[p](g, y); });
+  return true;
+}
+
 template <class T>
 void SoftmaxBackwardCols(const BackwardBatch& b) {
-  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel<T>(b, g, y, out); });
+  ForPairColumns<T>(
+      b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel<T>(b, g, y, out); },
+      [&](const auto& group) { return SoftmaxBackwardGroup(b, group); });
 }
 
 // How many rows are summed at a time, whose sums are then looked at and split together. More would be a little
@@ -623,9 +740,34 @@ inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P&
            LogSoftmaxBackwardRow<typename P::T>);
 }
 
+// The same for a group; false, with nothing written, unless all of its columns are ordinary.
+template <class T>
+SOFTLANE_CALL bool LogSoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<T>& group) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  using Grad = LogSoftmaxGrad<V>;
+  Double2<W> totals[PairGroup<T>::kPanels];
+  GradTotals<V> seen[PairGroup<T>::kPanels];
+  GradTotals<V>* const all_seen = seen;
+  GroupFold<WholeSum<V>>(group, b.n, totals,
+                         [=](int p, V g, V y, WholeSum<V>& lane)
+                             SOFTLANE_LAMBDA { all_seen[p].Add(g, y, lane); });
+  for (size_t p = 0; p < group.kPanels; ++p) {
+    const W fits = Grad::Fits(totals[p], seen[p], b.n, b.scale);
+    if (AnyTrue(Eq(fits, W::Set(0)))) return false;
+  }
+  const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
+  const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
+  const Grad* const each = grads;
+  group.Map(b.n, [=](int p, V g, V y) SOFTLANE_LAMBDA { return each[p](g, y); });
+  return true;
+}
+
 template <class T>
 void LogSoftmaxBackwardCols(const BackwardBatch& b) {
-  ForPairPanels<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
+  ForPairColumns<T>(
+      b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); },
+      [&](const auto& group) { return LogSoftmaxBackwardGroup(b, group); });
 }
 
 template <class T>

@@ -706,12 +706,11 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   if (terms.smooth) sample.gap = PanelGap(panel, b.n, weights, Widen(max));
   PanelFacts<V> facts;
   if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, max, ref, terms);
-  const auto kept = KeepPanel(out, b.n, b.scratch);
   if (b.grad == nullptr || terms.smooth) {
     sample.stats = PanelStats(panel, b.n, range, ref, [](size_t, ExpParts<V>) {});
   } else {
     sample.stats = PanelStats(panel, b.n, range, ref,
-                              [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); });
+                              [&](size_t i, ExpParts<V> e) { out.Store(i, Value(e)); });
   }
   StoreN(SampleLoss(sample, terms), b.loss + first, panel.columns);
   if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
@@ -734,7 +733,7 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
       g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)),
                    PullOf(grads.share, weights.template Load<W>(i)));
     } else {
-      const V e = kept.Keeps() ? kept.Load(i) : Value(Exp(panel.Load(i), ref));
+      const V e = out.Load(i);
       g = plain ? factor.Plain(e) : factor(e);
     }
     out.Store(i, IfThenElseZero(is_live, g));
@@ -749,20 +748,23 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
 
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
+  using Scalar = typename Vec<T>::Scalar;
+  using S = Panel<Scalar>;
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b),
-               [&](size_t first, auto panel, auto out) {
-                 using S = Panel<typename Vec<T>::Scalar>;
-                 if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
-                   if (b.shares != nullptr) {
-                     const S shares{static_cast<const T*>(b.shares) + first, b.share_stride,
-                                    panel.columns};
-                     CrossEntropyPanel(b, terms, first, panel, out, &shares);
-                     return;
-                   }
-                 }
-                 CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
-               });
+  const auto run = [&](size_t first, auto panel, auto out) {
+    if (sizeof(T) == sizeof(Scalar) && b.shares != nullptr) {
+      const S shares = PanelAt<Scalar>(b.shares, b.share_stride, b.count, first,
+                                       static_cast<size_t>(panel.columns));
+      CrossEntropyPanel(b, terms, first, panel, out, &shares);
+    } else {
+      CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
+    }
+  };
+  if constexpr (sizeof(T) == sizeof(Scalar)) {
+    ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b), run);
+  } else {
+    ForCopiedPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b), run);
+  }
 }
 
 // The weights of the targets of a block's rows, and their gaps if `smooth`.

@@ -890,51 +890,74 @@ inline size_t FirstPanel(const void* x, size_t count) {
   return count < 4 * kLanes ? kLanes : kLanes - over;
 }
 
-// Calls f(first column, Panel, OutPanel) for every panel of the batch. The OutPanel of a copy lies over it.
+// The panel of columns [first, first + width) that an array has of its `count`.
+template <class T>
+SOFTLANE_INLINE Panel<T> PanelAt(const void* x, ptrdiff_t stride, size_t count, size_t first,
+                                 size_t width) {
+  return {static_cast<const T*>(x) + first, stride, static_cast<int>(Min(width, count - first))};
+}
+template <class T>
+SOFTLANE_INLINE OutPanel<T> OutPanelAt(void* out, ptrdiff_t stride, size_t count, size_t first,
+                                       size_t width) {
+  return {static_cast<T*>(out) + first, stride, static_cast<int>(Min(width, count - first))};
+}
+
+// Calls f(first column, Panel, OutPanel) for a copy of every panel of the batch. The OutPanel lies over the Panel.
 template <class T, class F>
-inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
-                      size_t count, size_t n, Copies copies, F f) {
+inline void ForCopiedPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
+                            size_t count, size_t n, Copies copies, F f) {
   using V = Vec<T>;
   using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  const auto panel = [=](size_t c, size_t columns = V::kLanes) {
-    return Panel<T>{static_cast<const T*>(x) + c, x_stride,
-                    static_cast<int>(Min(columns, count - c))};
-  };
-  const auto result = [=](size_t c, size_t columns = V::kLanes) {
-    return OutPanel<T>{out == nullptr ? nullptr : static_cast<T*>(out) + c, out_stride,
-                       static_cast<int>(Min(columns, count - c))};
-  };
-  if (copies.place == nullptr) {
-    size_t columns = FirstPanel<T>(x, count);
-    for (size_t c = 0; c < count; c += columns, columns = kLanes) {
-      f(c, panel(c, columns), result(c, columns));
-    }
-    return;
-  }
-  // Several panels are copied at a time, so that more of a row is read at once: as many as fit half of an L1 cache, or a
-  // part of the L2 cache.
+  // Several panels are copied at a time, so that more of a row is read and written at once: as many as fit half of an L1
+  // cache, or a part of the L2 cache. They begin where lines of what is written do.
   static_assert(sizeof(V) * kMostCopied <= kScratchBytes, "a panel fits the scratch");
+  constexpr size_t kAhead = 16;
   auto* tile = static_cast<Scalar*>(copies.place);
   const size_t bytes = n <= 256 ? 256 * sizeof(V) : Min(copies.bytes, 1 << 18);
   const size_t fit = bytes / (n * sizeof(V));
-  const size_t group = (fit < 1 ? 1 : Min(8, fit)) * kLanes;
-  for (size_t first = 0; first < count; first += group) {
-    const size_t end = Min(count, first + group);
-    const auto place = [&](size_t c) { return tile + (c - first) * n; };
+  const size_t group = fit < 1 ? 1 : Min(8, fit);
+  const size_t before = kLanes - FirstPanel<T>(out == nullptr ? x : out, count);
+  const size_t panels = (before + count + kLanes - 1) / kLanes;
+  const auto start = [=](size_t p) { return p == 0 ? 0 : p * kLanes - before; };
+  const auto width = [=](size_t p) { return (p + 1) * kLanes - before - start(p); };
+  for (size_t first = 0; first < panels; first += group) {
+    const size_t end = Min(panels, first + group);
+    const auto place = [=](size_t p) { return tile + (p - first) * n * kLanes; };
     for (size_t i = 0; i < n; ++i) {
-      for (size_t c = first; c < end; c += kLanes)
-        Store(panel(c).LoadFirst(i), place(c) + i * kLanes);
+      for (size_t p = first; p < end; ++p) {
+        const Panel<T> from = PanelAt<T>(x, x_stride, count, start(p), width(p));
+        Store(from.LoadFirst(i), place(p) + i * kLanes);
+      }
     }
-    for (size_t c = first; c < end; c += kLanes) {
-      const int columns = panel(c).columns;
-      f(c, Panel<Scalar>{place(c), kStep, columns}, OutPanel<Scalar>{place(c), kStep, columns});
+    for (size_t p = first; p < end; ++p) {
+      const auto columns = static_cast<int>(Min(width(p), count - start(p)));
+      f(start(p), Panel<Scalar>{place(p), kStep, columns},
+        OutPanel<Scalar>{place(p), kStep, columns});
     }
-    for (size_t i = 0; i < n; ++i) {
-      for (size_t c = first; c < end; c += kLanes)
-        result(c).Store(i, V::Load(place(c) + i * kLanes));
+    for (size_t i = 0; out != nullptr && i < n; ++i) {
+      for (size_t p = first; p < end; ++p) {
+        const OutPanel<T> to = OutPanelAt<T>(out, out_stride, count, start(p), width(p));
+        SOFTLANE_PREFETCH_WRITE(Step<const char>(to.out, i + kAhead, out_stride));
+        to.Store(i, V::Load(place(p) + i * kLanes));
+      }
     }
+  }
+}
+
+// The same for the panels themselves, or for copies of them.
+template <class T, class F>
+inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
+                      size_t count, size_t n, Copies copies, F f) {
+  if (copies.place != nullptr) {
+    ForCopiedPanels<T>(x, x_stride, out, out_stride, count, n, copies, f);
+    return;
+  }
+  size_t columns = FirstPanel<T>(x, count);
+  for (size_t c = 0; c < count; c += columns, columns = Vec<T>::kLanes) {
+    f(c, PanelAt<T>(x, x_stride, count, c, columns),
+      OutPanelAt<T>(out, out_stride, count, c, columns));
   }
 }
 

@@ -57,8 +57,8 @@ struct BackwardBatch {
   size_t count;
   size_t n;
   Scale scale;
-  void* scratch;
-  bool copies;             // n is at most kMostCopied / 2
+  void* scratch;           // for columns of half types alone, whose n is at most kMostCopied / 2
+  bool grouped;            // columns: work on several panels of them row by row; n is above 16
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };
 
@@ -79,7 +79,7 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  bool copies;  // only with a gradient
+  bool copies;  // only with a gradient, but for columns of half types always
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored

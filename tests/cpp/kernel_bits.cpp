@@ -337,9 +337,7 @@ class Runner {
   }
 
   // Every other length of columns is worked on in copies.
-  static bool copies(size_t n, Way way) {
-    return way == Way::kColumns && n % 2 == 0 && n <= softlane::kMostCopied / 2;
-  }
+  static bool copies(size_t n, Way way) { return way == Way::kColumns && n % 2 == 0; }
 
   void forward(const char* name, void (*rows)(const softlane::Batch&),
                void (*columns)(const softlane::Batch&), Storage type, bool reduces) {
@@ -353,7 +351,7 @@ class Runner {
       batch.n = n;
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
-      batch.copies = copies(n, way);
+      batch.copies = copies(n, way) && !reduces;
       batch.x_stride = batch.out_stride = x.stride();
       const bool whole = way == Way::kRows || way == Way::kColumns;
       batch.count = whole ? x.rows : 1;
@@ -410,7 +408,7 @@ class Runner {
         batch.n = n;
         batch.scale = scale_;
         batch.scratch = scratch_->bytes;
-        batch.copies = with_grad && copies(n, way);
+        batch.copies = kItemSize[type] == 2 || (with_grad && copies(n, way));
         batch.x_stride = batch.grad_stride = x.stride();
         batch.weight = weighted ? weight.data() : nullptr;
         double weight_sum = weighted ? 0 : static_cast<double>(n);
@@ -462,11 +460,13 @@ class Runner {
     report(name, type, ways, [=](size_t n, Way way) {
       Random random(2000 + n);
       Rows upstream, outputs;
-      for (size_t r = 0; r < 12; ++r) {
+      // Groups of columns are of 64; some are of ordinary ones alone.
+      const size_t count = n > 16 && (n % 8 == 1 || n > 100) ? 150 : 12;
+      for (size_t r = 0; r < count; ++r) {
         const double size = r == 10 ? 1e4 : r == 11 ? 1e-4 : 1;
         std::vector<double> g(n), y(n);
         for (size_t i = 0; i < n; ++i) {
-          const bool masked = r > 3 && random.below(5) == 0;
+          const bool masked = r > 3 && r < 12 && random.below(5) == 0;
           const double u = random.uniform();
           g[i] = masked && r == 5 ? kInf : size * random.noise();
           y[i] =
@@ -484,7 +484,7 @@ class Runner {
       batch.n = n;
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
-      batch.copies = copies(n, way);
+      batch.grouped = n > 16;
       batch.grad_stride = batch.y_stride = batch.out_stride = g.stride();
       batch.count = way == Way::kRows || by_columns ? g.rows : 1;
       for (size_t r = 0; r < g.rows; r += batch.count) {
