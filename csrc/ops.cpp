@@ -149,13 +149,19 @@ bool any_competes(const Plan& plan, size_t operands) {
 bool wants_copies(const Plan& plan, Mode mode) {
   return mode == Mode::kCols && plan.classes <= kMostCopied && any_competes(plan, 2);
 }
-// Whether columns of pairs are worked on several panels at a time: long ones that compete, or of arrays from half an L2
-// cache on (measured: bench/NOTES.md), or of half types, for which the alternative is a copy.
-bool wants_groups(const Plan& plan, Mode mode, bool is_half) {
-  constexpr size_t kFar = 512 << 10;  // bytes
+// The bytes that columns lie in.
+size_t extent(const Plan& plan) {
+  return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0]));
+}
+// Whether columns are worked on several panels at a time, which pays for long ones of large arrays (measured:
+// bench/NOTES.md).
+bool wants_groups(const Plan& plan, Mode mode) {
+  return mode == Mode::kCols && plan.classes >= 256 && extent(plan) > 1 << 20;
+}
+// The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied.
+bool wants_pair_groups(const Plan& plan, Mode mode, bool is_half) {
   if (mode != Mode::kCols || plan.classes <= 16) return false;
-  const auto gap = static_cast<size_t>(std::abs(plan.axis[0].stride[0]));
-  return is_half || plan.classes * gap > kFar || any_competes(plan, 3);
+  return is_half || extent(plan) > 512 << 10 || any_competes(plan, 3);
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
@@ -399,11 +405,13 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
   const bool copies = wants_copies(plan, mode);
+  const bool grouped = !copies && wants_groups(plan, mode);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
     take_scratch(batch, copies, compute.type);
+    batch.grouped = grouped;
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
       const double masked = log ? -kInf : 0;
@@ -1205,7 +1213,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const bool is_half = item_size(compute.type) == 2;
   if (mode == Mode::kCols && is_half && plan.classes > kMostCopied / 2)
     mode = Mode::kPacked;  // two copies
-  const bool grouped = wants_groups(plan, mode, is_half);
+  const bool grouped = wants_pair_groups(plan, mode, is_half);
   over_samples(plan, mode, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;

@@ -153,53 +153,23 @@ inline void ForPairTiles(const BackwardBatch& b, F f) {
                 f(panel, Panel<Scalar>{y, kStep, panel.columns}, out);
               });
 }
-// Adjacent whole panels, worked on row by row: of long columns that are read and written one vector wide, the processor
-// foresees nothing (measured: bench/NOTES.md).
+// Groups of columns of both operands, and where their results go.
 template <class T>
 struct PairGroup {
-  using V = Vec<T>;
-  static constexpr int kPanels = 4;
-  static constexpr size_t kColumns = kPanels * V::kLanes;
-  const T *g, *y;
-  T* out;
-  ptrdiff_t g_stride, y_stride, out_stride;
-  // f(row, panel, vector of g, vector of y) for all elements.
-  template <class F>
-  SOFTLANE_INLINE void ForAll(size_t n, F f) const {
-    for (size_t i = 0; i < n; ++i) {
-      const T* g_row = Step<const T>(g, i, g_stride);
-      const T* y_row = Step<const T>(y, i, y_stride);
-      Unrolled<kPanels>([=](int p) SOFTLANE_LAMBDA {
-        f(i, p, InRegister(V::Load(g_row + p * V::kLanes)),
-          InRegister(V::Load(y_row + p * V::kLanes)));
-      });
-    }
-  }
-  // out = f(panel, g, y)
-  template <class F>
-  SOFTLANE_INLINE void Map(size_t n, F f) const {
-    constexpr size_t kAhead = 16;
-    ForAll(n, [=](size_t i, int p, V gv, V yv) SOFTLANE_LAMBDA {
-      T* to = Step<T>(out, i, out_stride) + p * V::kLanes;
-      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kAhead, out_stride));
-      Store(f(p, gv, yv), to);
-    });
-  }
-  Panel<T> G(int p) const { return {g + p * V::kLanes, g_stride, V::kLanes}; }
-  Panel<T> Y(int p) const { return {y + p * V::kLanes, y_stride, V::kLanes}; }
-  OutPanel<T> Out(int p) const { return {out + p * V::kLanes, out_stride, V::kLanes}; }
+  Group<T> g, y;
+  OutGroup<T> out;
 };
 // PanelFold for the panels of a group: add(panel, g, y, accumulator).
 template <class Sum, class T, class W, class F>
 SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* totals, F add) {
   using V = Vec<T>;
-  constexpr size_t kLanes = V::kLanes, kPanels = PairGroup<T>::kPanels;
-  Sum lanes[kLanes][kPanels];
+  constexpr size_t kLanes = V::kLanes;
+  Sum lanes[kLanes][kGroup];
   Sum* const first = &lanes[0][0];
-  group.ForAll(n, [=](size_t i, int p, V g, V y) SOFTLANE_LAMBDA {
-    add(p, g, y, first[i % kLanes * kPanels + static_cast<size_t>(p)]);
+  ForGroup(n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
+    add(p, group.g.Load(i, p), group.y.Load(i, p), first[i % kLanes * kGroup + p]);
   });
-  for (size_t p = 0; p < kPanels; ++p) {
+  for (size_t p = 0; p < kGroup; ++p) {
     decltype(Sum().Lanes()) sums[kLanes];
     for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane][p].Lanes();
     totals[p] = Settled(FoldLanes(sums, kLanes));
@@ -238,22 +208,15 @@ inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end, F pa
 // Calls group(PairGroup) for groups of columns, if it pays, and panel for what is left, and where group says false.
 template <class T, class P, class G>
 inline void ForPairColumns(const BackwardBatch& b, P panel, G group) {
-  using Group = PairGroup<T>;
-  const size_t over = FirstPanel<T>(b.out, b.count) % Vec<T>::kLanes;
-  size_t c = 0;
-  if (b.grouped && over + Group::kColumns <= b.count) {
-    if (over > 0) ForPairPanels<T>(b, 0, over, panel);
-    for (c = over; c + Group::kColumns <= b.count; c += Group::kColumns) {
-      const Group columns{static_cast<const T*>(b.grad) + c,
-                          static_cast<const T*>(b.y) + c,
-                          static_cast<T*>(b.out) + c,
-                          b.grad_stride,
-                          b.y_stride,
-                          b.out_stride};
-      if (!group(columns)) ForPairPanels<T>(b, c, c + Group::kColumns, panel);
-    }
-  }
-  if (c < b.count) ForPairPanels<T>(b, c, b.count, panel);
+  ForGroups<T>(
+      b.out, b.count, b.grouped,
+      [&](size_t c) {
+        const PairGroup<T> columns{{static_cast<const T*>(b.grad) + c, b.grad_stride},
+                                   {static_cast<const T*>(b.y) + c, b.y_stride},
+                                   {static_cast<T*>(b.out) + c, b.out_stride}};
+        return group(columns);
+      },
+      [&](size_t first, size_t last) { ForPairPanels<T>(b, first, last, panel); });
 }
 
 // A column of a panel as the chunks of a row.
@@ -498,21 +461,24 @@ SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<
   using W = Wide<V>;
   constexpr bool kLooks = !kSeeksLeast && sizeof(T) != 2;  // for tiny results in every vector
   using Grad = SoftmaxGrad<V, kLooks>;
-  Double2<W> totals[PairGroup<T>::kPanels];
+  Double2<W> totals[kGroup];
   V least = V::Set(kNoLeast<T>);
-  GroupFold<LongDot<V>>(group, b.n, totals, [&](int, V g, V y, LongDot<V>& lane) SOFTLANE_LAMBDA {
-    AddDot(g, y, lane);
-    KeepLeast<T>(y, least);
-  });
+  GroupFold<LongDot<V>>(group, b.n, totals,
+                        [&](size_t, V g, V y, LongDot<V>& lane) SOFTLANE_LAMBDA {
+                          AddDot(g, y, lane);
+                          KeepLeast<T>(y, least);
+                        });
   const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
   const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
-  for (size_t p = 0; p < group.kPanels; ++p) {
+  for (size_t p = 0; p < kGroup; ++p) {
     const bool fits = !AnyTrue(Eq(FitsSoftmaxGrad<V>(totals[p], b.scale), W::Set(0)));
     const bool tiny = !kLooks && MayBeTiny<T>(least, grads[p].unit);
     if (!fits || tiny || MayLose<V>(b.n, totals[p])) return false;
   }
   const Grad* const each = grads;
-  group.Map(b.n, [=](int p, V g, V y) SOFTLANE_LAMBDA { return each[p](g, y); });
+  group.out.Write(b.n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
+    return each[p](group.g.Load(i, p), group.y.Load(i, p));
+  });
   return true;
 }
 
@@ -746,20 +712,22 @@ SOFTLANE_CALL bool LogSoftmaxBackwardGroup(const BackwardBatch& b, const PairGro
   using V = Vec<T>;
   using W = Wide<V>;
   using Grad = LogSoftmaxGrad<V>;
-  Double2<W> totals[PairGroup<T>::kPanels];
-  GradTotals<V> seen[PairGroup<T>::kPanels];
+  Double2<W> totals[kGroup];
+  GradTotals<V> seen[kGroup];
   GradTotals<V>* const all_seen = seen;
   GroupFold<WholeSum<V>>(group, b.n, totals,
-                         [=](int p, V g, V y, WholeSum<V>& lane)
+                         [=](size_t p, V g, V y, WholeSum<V>& lane)
                              SOFTLANE_LAMBDA { all_seen[p].Add(g, y, lane); });
-  for (size_t p = 0; p < group.kPanels; ++p) {
+  for (size_t p = 0; p < kGroup; ++p) {
     const W fits = Grad::Fits(totals[p], seen[p], b.n, b.scale);
     if (AnyTrue(Eq(fits, W::Set(0)))) return false;
   }
   const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
   const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
   const Grad* const each = grads;
-  group.Map(b.n, [=](int p, V g, V y) SOFTLANE_LAMBDA { return each[p](g, y); });
+  group.out.Write(b.n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
+    return each[p](group.g.Load(i, p), group.y.Load(i, p));
+  });
   return true;
 }
 

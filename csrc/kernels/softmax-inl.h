@@ -961,6 +961,59 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
   }
 }
 
+// Of long columns that are read and written one vector wide the processor foresees nothing: this many adjacent whole
+// panels are then gone through together, row by row (measured: bench/NOTES.md).
+constexpr size_t kGroup = 4;
+// Calls f(row, panel) for all of a group.
+template <class F>
+SOFTLANE_INLINE void ForGroup(size_t n, F f) {
+  for (size_t i = 0; i < n; ++i) {
+    Unrolled<kGroup>([&](int p) SOFTLANE_LAMBDA { f(i, static_cast<size_t>(p)); });
+  }
+}
+template <class T>
+struct Group {
+  using V = Vec<T>;
+  static constexpr size_t kColumns = kGroup * V::kLanes;
+  const T* x;
+  ptrdiff_t stride;
+  SOFTLANE_INLINE V Load(size_t i, size_t p) const {
+    return InRegister(V::Load(Step<const T>(x, i, stride) + p * V::kLanes));
+  }
+  Panel<T> At(size_t p) const { return {x + p * V::kLanes, stride, V::kLanes}; }
+};
+template <class T>
+struct OutGroup {
+  using V = Vec<T>;
+  T* out;
+  ptrdiff_t stride;
+  // out = f(row, panel)
+  template <class F>
+  SOFTLANE_INLINE void Write(size_t n, F f) const {
+    constexpr size_t kAhead = 16;
+    ForGroup(n, [&](size_t i, size_t p) SOFTLANE_LAMBDA {
+      T* to = Step<T>(out, i, stride) + p * V::kLanes;
+      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kAhead, stride));
+      Store(f(i, p), to);
+    });
+  }
+};
+// Calls group(first column) for groups of columns, if `grouped`, and panels(first, end) for the others, and for those of
+// which group says false.
+template <class T, class G, class P>
+inline void ForGroups(const void* out, size_t count, bool grouped, G group, P panels) {
+  constexpr size_t kColumns = Group<T>::kColumns;
+  const size_t over = FirstPanel<T>(out, count) % Vec<T>::kLanes;
+  size_t c = 0;
+  if (grouped && over + kColumns <= count) {
+    if (over > 0) panels(size_t{0}, over);
+    for (c = over; c + kColumns <= count; c += kColumns) {
+      if (!group(c)) panels(c, c + kColumns);
+    }
+  }
+  if (c < count) panels(c, count);
+}
+
 // The tree of SumLanes over lanes that are vectors. Only the first `live` lanes hold anything but zero,
 // so the other additions are left out.
 template <class S, size_t kLanes>
@@ -1139,36 +1192,51 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
 }
 
 // The same, while the caches are asked for what lies at `later`, `step` bytes from element to element.
-template <class P>
-SOFTLANE_INLINE Stats<typename P::V, Wide<typename P::V>> PanelStats(const P& panel, size_t n,
-                                                                     const Scale& scale,
-                                                                     const void* later,
-                                                                     ptrdiff_t step) {
-  using V = typename P::V;
-  const Range<V> range = PanelRange(panel, n);
+template <class P, class V>
+SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
+                                             const Scale& scale, const void* later,
+                                             ptrdiff_t step) {
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
   return PanelStats(panel, n, range, ref, [=](size_t i, ExpParts<V>) SOFTLANE_LAMBDA {
     SOFTLANE_PREFETCH_FAR(Step<const char>(later, i, step));
   });
 }
 
+// What makes the results of a panel of its elements; `later` and `step` as PanelStats has them.
+template <class P, class V>
+inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& range,
+                             const void* later, ptrdiff_t step) {
+  V* tag = nullptr;
+  const auto stats = PanelStats(panel, b.n, range, b.scale, later, step);
+  const auto log_sum = SplitFor<V>(stats.LogSum());
+  return MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag), Narrow(log_sum.lo, tag),
+                       b.scale);
+}
 template <class P, class Out>
 inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
-  V* tag = nullptr;
   // Up to this length it pays to ask for where results go, unless that is where the panel lies (measured:
   // bench/NOTES.md).
   constexpr size_t kMostAhead = 512;
   const bool asks = b.n <= kMostAhead && static_cast<const void*>(out.out) != panel.x;
-  const auto stats = PanelStats(panel, b.n, b.scale, out.out, asks ? out.stride : 0);
-  const auto log_sum = SplitFor<V>(stats.LogSum());
-  const LogMap<V> map = MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag),
-                                      Narrow(log_sum.lo, tag), b.scale);
+  const LogMap<V> map =
+      PanelLogMap(b, panel, PanelRange(panel, b.n), out.out, asks ? out.stride : 0);
   if (b.scale.unit) {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Unit(panel.Load(i)));
   } else {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Scaled(panel.Load(i)));
   }
+}
+template <class T>
+SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, const Group<T>& x, const OutGroup<T>& out) {
+  using V = Vec<T>;
+  if (!b.scale.unit) return false;
+  Range<V> ranges[kGroup];
+  ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
+  const auto map = [&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p], x.x, 0); };
+  const LogMap<V> maps[] = {map(0), map(1), map(2), map(3)};
+  out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { return maps[p].Unit(x.Load(i, p)); });
+  return true;
 }
 
 // Panels wait here for their logarithms, which one alone would take as long as a few together: the processor has
@@ -1185,7 +1253,7 @@ class LogSumExpPanels {
     Waiting& w = panels_[waiting_++];
     w.first = first;
     w.columns = panel.columns;
-    w.stats = PanelStats(panel, b_.n, b_.scale, panel.x, 0);
+    w.stats = PanelStats(panel, b_.n, PanelRange(panel, b_.n), b_.scale, panel.x, 0);
     w.invalid = W::Set(0);
     if (!AnyTrue(Eq(Abs(w.stats.max), W::Set(kInf)))) return;
     // SciPy's answer for infinities beside a NaN.
@@ -1224,8 +1292,20 @@ void SoftmaxCols(const Batch& b) {
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n, Copies::Of(b),
-               [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
+  const auto* x = static_cast<const T*>(b.x);
+  auto* out = static_cast<T*>(b.out);
+  const auto panels = [&](size_t first, size_t end) {
+    ForPanels<T>(x + first, b.x_stride, out + first, b.out_stride, end - first, b.n, Copies::Of(b),
+                 [&](size_t, auto panel, auto result) { LogSoftmaxPanel(b, panel, result); });
+  };
+  if constexpr (sizeof(T) < sizeof(typename Vec<T>::Scalar)) {
+    panels(0, b.count);
+  } else {
+    const auto group = [&](size_t c) {
+      return LogSoftmaxGroup<T>(b, {x + c, b.x_stride}, {out + c, b.out_stride});
+    };
+    ForGroups<T>(out, b.count, b.grouped, group, panels);
+  }
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {

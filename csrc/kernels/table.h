@@ -43,7 +43,8 @@ struct Batch {
   Scale scale;
   // kScratchBytes, aligned to 64. Float and double need it for copies alone.
   void* scratch;
-  bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
+  bool copies;   // columns: work in copies of them, in the scratch; n is at most kMostCopied
+  bool grouped;  // columns of float and double, of log_softmax: work on several panels row by row
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
 };
 

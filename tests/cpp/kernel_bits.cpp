@@ -352,6 +352,7 @@ class Runner {
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
       batch.copies = copies(n, way) && !reduces;
+      batch.grouped = !batch.copies;
       batch.x_stride = batch.out_stride = x.stride();
       const bool whole = way == Way::kRows || way == Way::kColumns;
       batch.count = whole ? x.rows : 1;
