@@ -149,19 +149,23 @@ bool any_competes(const Plan& plan, size_t operands) {
 bool wants_copies(const Plan& plan, Mode mode) {
   return mode == Mode::kCols && plan.classes <= kMostCopied && any_competes(plan, 2);
 }
-// The bytes that columns lie in.
-size_t extent(const Plan& plan) {
-  return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0]));
+// Whether the columns of an operand lie in half of an L2 cache or more.
+bool lie_far(const Plan& plan) {
+  constexpr size_t kFar = 512 << 10;  // bytes
+  return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0])) > kFar;
 }
-// Whether columns are worked on several panels at a time, which pays for long ones of large arrays (measured:
-// bench/NOTES.md).
-bool wants_groups(const Plan& plan, Mode mode) {
-  return mode == Mode::kCols && plan.classes >= 256 && extent(plan) > 1 << 20;
+// Whether columns are worked on several panels at a time, which pays in large arrays: but for the longest that compete,
+// for which copies are quicker, and, of softmax, those of 8 to 31 elements that do not (measured: bench/NOTES.md).
+bool wants_groups(const Plan& plan, Mode mode, bool log) {
+  const size_t n = plan.classes;
+  if (mode != Mode::kCols || !lie_far(plan)) return false;
+  if (any_competes(plan, 2)) return n <= 512;
+  return log || n < 8 || (n >= 32 && n <= kMostGrouped);
 }
 // The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied.
 bool wants_pair_groups(const Plan& plan, Mode mode, bool is_half) {
   if (mode != Mode::kCols || plan.classes <= 16) return false;
-  return is_half || extent(plan) > 512 << 10 || any_competes(plan, 3);
+  return is_half || lie_far(plan) || any_competes(plan, 3);
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
@@ -171,13 +175,21 @@ void take_scratch(B& batch, bool copies, DType type) {
   if (copies || item_size(type) == 2) batch.scratch = scratch.kernel();
 }
 
-// Calls body(begin, end) over samples; in column mode pieces are whole panels of 16.
-void over_samples(const Plan& plan, Mode mode, const std::function<void(size_t, size_t)>& body) {
-  const size_t unit = mode == Mode::kCols ? 16 : 1;
-  const size_t units = (plan.samples + unit - 1) / unit;
+// Calls body(begin, end) over samples. In column mode pieces are whole panels of 16 or, if the columns of `grouped` are
+// written in groups, of 64 that begin where cache lines do.
+void over_samples(const Plan& plan, Mode mode, const View* grouped,
+                  const std::function<void(size_t, size_t)>& body) {
+  constexpr size_t kLine = 64;
+  const size_t unit = grouped != nullptr ? 64 : mode == Mode::kCols ? 16 : 1;
+  size_t before = 0;  // how much of the first unit there is not
+  if (grouped != nullptr) {
+    const size_t over = (kLine - reinterpret_cast<uintptr_t>(grouped->data) % kLine) % kLine;
+    before = (unit - over / item_size(grouped->dtype)) % unit;
+  }
+  const size_t units = (before + plan.samples + unit - 1) / unit;
   const size_t grain = std::max<size_t>(1, kGrain / (unit * std::max<size_t>(1, plan.classes)));
   parallel_for(units, grain, [&](size_t begin, size_t end) {
-    body(begin * unit, std::min(end * unit, plan.samples));
+    body(std::max(before, begin * unit) - before, std::min(end * unit - before, plan.samples));
   });
 }
 
@@ -404,13 +416,14 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const Mode mode = choose_mode(plan, compute.direct, 2, item_size(x.dtype));
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
-  const bool copies = wants_copies(plan, mode);
-  const bool grouped = !copies && wants_groups(plan, mode);
-  over_samples(plan, mode, [&](size_t begin, size_t end) {
+  const bool grouped = wants_groups(plan, mode, log);
+  const bool copies = !grouped && wants_copies(plan, mode);
+  over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    take_scratch(batch, copies, compute.type);
+    take_scratch(batch, copies || grouped, compute.type);
+    batch.copies = copies;
     batch.grouped = grouped;
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
@@ -476,7 +489,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
-  over_samples(plan, mode, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, nullptr, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
     Batch batch{};
@@ -1116,7 +1129,7 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
   const auto rows = active_table().exp_sum_rows[storage_of(compute.type)];
   const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;
-  over_samples(plan, mode, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, nullptr, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
@@ -1214,7 +1227,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   if (mode == Mode::kCols && is_half && plan.classes > kMostCopied / 2)
     mode = Mode::kPacked;  // two copies
   const bool grouped = wants_pair_groups(plan, mode, is_half);
-  over_samples(plan, mode, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;

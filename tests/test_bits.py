@@ -237,6 +237,27 @@ def test_columns_at_any_distance(fused_isa: str, name: str, dtype: DType) -> Non
             assert_rows(got, expected, f"{n} rows {distance} bytes apart", chosen)
 
 
+@pytest.mark.parametrize("call", [softlane.softmax, softlane.log_softmax])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("n", [5, 40, 300, 600])
+def test_columns_of_large_arrays(
+    fused_isa: str, call: Callable[..., Array], temperature: float, n: int
+) -> None:
+    """Several panels are worked on row by row; those that are not ordinary, among them, alone."""
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        special = rows_of(dtype, n).x
+        ordinary = rng_for("large", n).standard_normal(((600 << 10) // n // dtype.itemsize, n))
+        x = np.concatenate([ordinary.astype(dtype), special, ordinary[:200].astype(dtype)])
+        columns = np.ascontiguousarray(x.T)
+        expected = call(x, temperature=temperature)
+        for first in (0, 3):
+            part = columns[:, first:].copy()
+            got = call(part, axis=0, temperature=temperature)
+            assert_same_bits(got.T, expected[first:], f"{dtype}, from {first}")
+            call(part, axis=0, temperature=temperature, out=part)
+            assert_same_bits(part.T, expected[first:], f"{dtype}, from {first}, in place")
+
+
 @every_float
 def test_the_last_axis_against_a_middle_one_and_several(fused_isa: str, dtype: DType) -> None:
     for n in FEW_TAILS:

@@ -1170,6 +1170,14 @@ inline KeptPanel<T> KeepPanel(OutPanel<T> out, size_t n, void* scratch) {
   return {out, fits ? static_cast<Scalar*>(scratch) : nullptr};
 }
 
+// Σ exp of a panel whose exps are kept.
+template <class P, class V, class T>
+SOFTLANE_INLINE Double2<Wide<V>> SumKept(const P& panel, size_t n, const Range<V>& range,
+                                         const ExpReference<V>& ref, const KeptPanel<T>& kept) {
+  const auto keep = [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { kept.Store(i, Value(e)); };
+  return AllOrdinary(range.min, ref) ? PanelSumOf<false, true>(panel, n, range.max, ref, keep).sum
+                                     : PanelSumOf<false, false>(panel, n, range.max, ref, keep).sum;
+}
 template <class P, class Out>
 inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
@@ -1177,8 +1185,7 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   const Range<V> range = PanelRange(panel, b.n);
   const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(b.scale));
   const auto kept = KeepPanel(out, b.n, b.scratch);
-  const auto keep = [&](size_t i, ExpParts<V> e) { kept.Store(i, Value(e)); };
-  const Double2<W> sum = SumPanel<false>(panel, b.n, range, ref, keep).sum;
+  const Double2<W> sum = SumKept(panel, b.n, range, ref, kept);
   const Factor<V> factor = PanelFactor<V>(MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sum));
   const ExpParts<V> top = Exp(range.max, ref);
   const W certain = CertainExp<V>(Widen(Value(top)), Widen(top), sum);
@@ -1191,23 +1198,46 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   }
 }
 
-// The same, while the caches are asked for what lies at `later`, `step` bytes from element to element.
-template <class P, class V>
-SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
-                                             const Scale& scale, const void* later,
-                                             ptrdiff_t step) {
-  const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
-  return PanelStats(panel, n, range, ref, [=](size_t i, ExpParts<V>) SOFTLANE_LAMBDA {
-    SOFTLANE_PREFETCH_FAR(Step<const char>(later, i, step));
+// The same for a group; false, with nothing written, if a result is small or certain.
+template <class T>
+SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, const Group<T>& x, const OutGroup<T>& out) {
+  using V = Vec<T>;
+  using W = Wide<V>;
+  Range<V> ranges[kGroup];
+  ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
+  T* const tile = static_cast<T*>(b.scratch);
+  V hi[kGroup], lo[kGroup];
+  for (size_t p = 0; p < kGroup; ++p) {
+    const ExpReference<V> ref = MakeReference(ranges[p].max, MakeFactor<V>(b.scale));
+    const OutPanel<T> place{tile + p * b.n * V::kLanes, sizeof(V), V::kLanes};
+    const Double2<W> sum = SumKept(x.At(p), b.n, ranges[p], ref, KeepPanel(place, b.n, b.scratch));
+    const auto parts = MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sum);
+    const Factor<V> factor = PanelFactor<V>(parts);
+    const ExpParts<V> top = Exp(ranges[p].max, ref);
+    const W certain = CertainExp<V>(Widen(Value(top)), Widen(top), sum);
+    const V least = Value(Exp(ranges[p].min, ref));
+    if (AnyTrue(Lt(least, factor.small)) || AnyTrue(Lt(W::Set(0), certain))) return false;
+    hi[p] = factor.hi;
+    lo[p] = factor.lo;
+  }
+  out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA {
+    return TimesPair(V::Load(tile + (p * b.n + i) * V::kLanes), hi[p], lo[p]);
   });
+  return true;
 }
 
-// What makes the results of a panel of its elements; `later` and `step` as PanelStats has them.
 template <class P, class V>
-inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& range,
-                             const void* later, ptrdiff_t step) {
+SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
+                                             const Scale& scale) {
+  const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(scale));
+  return PanelStats(panel, n, range, ref, [](size_t, ExpParts<V>) SOFTLANE_LAMBDA {});
+}
+
+// What makes the results of a panel of its elements.
+template <class P, class V>
+inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& range) {
   V* tag = nullptr;
-  const auto stats = PanelStats(panel, b.n, range, b.scale, later, step);
+  const auto stats = PanelStats(panel, b.n, range, b.scale);
   const auto log_sum = SplitFor<V>(stats.LogSum());
   return MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag), Narrow(log_sum.lo, tag),
                        b.scale);
@@ -1215,12 +1245,7 @@ inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& ran
 template <class P, class Out>
 inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
-  // Up to this length it pays to ask for where results go, unless that is where the panel lies (measured:
-  // bench/NOTES.md).
-  constexpr size_t kMostAhead = 512;
-  const bool asks = b.n <= kMostAhead && static_cast<const void*>(out.out) != panel.x;
-  const LogMap<V> map =
-      PanelLogMap(b, panel, PanelRange(panel, b.n), out.out, asks ? out.stride : 0);
+  const LogMap<V> map = PanelLogMap(b, panel, PanelRange(panel, b.n));
   if (b.scale.unit) {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Unit(panel.Load(i)));
   } else {
@@ -1233,7 +1258,7 @@ SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, const Group<T>& x, const OutG
   if (!b.scale.unit) return false;
   Range<V> ranges[kGroup];
   ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
-  const auto map = [&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p], x.x, 0); };
+  const auto map = [&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p]); };
   const LogMap<V> maps[] = {map(0), map(1), map(2), map(3)};
   out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { return maps[p].Unit(x.Load(i, p)); });
   return true;
@@ -1253,7 +1278,7 @@ class LogSumExpPanels {
     Waiting& w = panels_[waiting_++];
     w.first = first;
     w.columns = panel.columns;
-    w.stats = PanelStats(panel, b_.n, PanelRange(panel, b_.n), b_.scale, panel.x, 0);
+    w.stats = PanelStats(panel, b_.n, PanelRange(panel, b_.n), b_.scale);
     w.invalid = W::Set(0);
     if (!AnyTrue(Eq(Abs(w.stats.max), W::Set(kInf)))) return;
     // SciPy's answer for infinities beside a NaN.
@@ -1285,27 +1310,35 @@ class LogSumExpPanels {
   Waiting panels_[kMost];
 };
 
-template <class T>
-void SoftmaxCols(const Batch& b) {
-  ForPanels<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n, Copies::Of(b),
-               [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
-}
-template <class T>
-void LogSoftmaxCols(const Batch& b) {
+// Calls group(Group, OutGroup) and panel(first column, Panel, OutPanel) for all columns.
+template <class T, class G, class P>
+inline void ForColumns(const Batch& b, G group, P panel) {
   const auto* x = static_cast<const T*>(b.x);
   auto* out = static_cast<T*>(b.out);
   const auto panels = [&](size_t first, size_t end) {
     ForPanels<T>(x + first, b.x_stride, out + first, b.out_stride, end - first, b.n, Copies::Of(b),
-                 [&](size_t, auto panel, auto result) { LogSoftmaxPanel(b, panel, result); });
+                 panel);
   };
   if constexpr (sizeof(T) < sizeof(typename Vec<T>::Scalar)) {
     panels(0, b.count);
   } else {
-    const auto group = [&](size_t c) {
-      return LogSoftmaxGroup<T>(b, {x + c, b.x_stride}, {out + c, b.out_stride});
+    const auto columns = [&](size_t c) {
+      return group(Group<T>{x + c, b.x_stride}, OutGroup<T>{out + c, b.out_stride});
     };
-    ForGroups<T>(out, b.count, b.grouped, group, panels);
+    ForGroups<T>(out, b.count, b.grouped, columns, panels);
   }
+}
+template <class T>
+void SoftmaxCols(const Batch& b) {
+  ForColumns<T>(
+      b, [&](const auto& x, const auto& out) { return SoftmaxGroup(b, x, out); },
+      [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
+}
+template <class T>
+void LogSoftmaxCols(const Batch& b) {
+  ForColumns<T>(
+      b, [&](const auto& x, const auto& out) { return LogSoftmaxGroup(b, x, out); },
+      [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {

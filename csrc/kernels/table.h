@@ -43,8 +43,10 @@ struct Batch {
   Scale scale;
   // kScratchBytes, aligned to 64. Float and double need it for copies alone.
   void* scratch;
-  bool copies;   // columns: work in copies of them, in the scratch; n is at most kMostCopied
-  bool grouped;  // columns of float and double, of log_softmax: work on several panels row by row
+  bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
+  // Columns of float and double: work on several panels row by row; softmax keeps their exps in the scratch, and n is
+  // at most kMostGrouped.
+  bool grouped;
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
 };
 
@@ -168,5 +170,7 @@ struct KernelTable {
 constexpr size_t kScratchBytes = size_t{1} << 19;
 // The longest columns of which a panel, 64 bytes an element, fits the scratch.
 constexpr size_t kMostCopied = kScratchBytes / 64;
+// The same of groups of four.
+constexpr size_t kMostGrouped = kMostCopied / 4;
 
 }  // namespace softlane
