@@ -154,11 +154,13 @@ bool lie_far(const Plan& plan) {
   constexpr size_t kFar = 512 << 10;  // bytes
   return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0])) > kFar;
 }
-// Whether columns are worked on several panels at a time, which pays in large arrays: but for the longest that compete,
-// for which copies are quicker, and, of softmax, those of 8 to 31 elements that do not (measured: bench/NOTES.md).
-bool wants_groups(const Plan& plan, Mode mode, bool log) {
+// Whether columns of float and double are worked on several panels at a time, which pays in large arrays: but for the
+// longest that compete, for which copies are quicker, and, of softmax, those of 8 to 31 elements that do not (measured:
+// bench/NOTES.md) and those whose exps the scratch does not hold. The kernels do not for log_softmax with a temperature.
+bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   const size_t n = plan.classes;
   if (mode != Mode::kCols || !lie_far(plan)) return false;
+  if (item_size(compute.type) == 2 || (log && !compute.scale.unit)) return false;
   if (any_competes(plan, 2)) return n <= 512;
   return log || n < 8 || (n >= 32 && n <= kMostGrouped);
 }
@@ -180,6 +182,8 @@ void take_scratch(B& batch, bool copies, DType type) {
 void over_samples(const Plan& plan, Mode mode, const View* grouped,
                   const std::function<void(size_t, size_t)>& body) {
   constexpr size_t kLine = 64;
+  // Few columns keep every thread at work only in smaller pieces.
+  if (plan.samples < 4 * kLine * static_cast<size_t>(get_num_threads())) grouped = nullptr;
   const size_t unit = grouped != nullptr ? 64 : mode == Mode::kCols ? 16 : 1;
   size_t before = 0;  // how much of the first unit there is not
   if (grouped != nullptr) {
@@ -416,14 +420,14 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const Mode mode = choose_mode(plan, compute.direct, 2, item_size(x.dtype));
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
-  const bool grouped = wants_groups(plan, mode, log);
-  const bool copies = !grouped && wants_copies(plan, mode);
+  const bool grouped = wants_groups(plan, mode, compute, log);
+  const bool copies = wants_copies(plan, mode);  // where a group is refused, too
   over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
-    take_scratch(batch, copies || grouped, compute.type);
-    batch.copies = copies;
+    take_scratch(batch, copies, compute.type);
+    if (grouped) batch.scratch = scratch.kernel();
     batch.grouped = grouped;
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {

@@ -899,7 +899,8 @@ SOFTLANE_INLINE Panel<T> PanelAt(const void* x, ptrdiff_t stride, size_t count, 
 template <class T>
 SOFTLANE_INLINE OutPanel<T> OutPanelAt(void* out, ptrdiff_t stride, size_t count, size_t first,
                                        size_t width) {
-  return {static_cast<T*>(out) + first, stride, static_cast<int>(Min(width, count - first))};
+  return {out == nullptr ? nullptr : static_cast<T*>(out) + first, stride,
+          static_cast<int>(Min(width, count - first))};
 }
 
 // Calls f(first column, Panel, OutPanel) for a copy of every panel of the batch. The OutPanel lies over the Panel.
@@ -964,6 +965,7 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
 // Of long columns that are read and written one vector wide the processor foresees nothing: this many adjacent whole
 // panels are then gone through together, row by row (measured: bench/NOTES.md).
 constexpr size_t kGroup = 4;
+static_assert(kGroup == 4, "kernels list what they make of each panel");
 // Calls f(row, panel) for all of a group.
 template <class F>
 SOFTLANE_INLINE void ForGroup(size_t n, F f) {

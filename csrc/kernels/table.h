@@ -41,7 +41,7 @@ struct Batch {
   size_t count;  // rows or columns
   size_t n;      // elements of each
   Scale scale;
-  // kScratchBytes, aligned to 64. Float and double need it for copies alone.
+  // kScratchBytes, aligned to 64. Float and double need it for copies and groups alone.
   void* scratch;
   bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
   // Columns of float and double: work on several panels row by row; softmax keeps their exps in the scratch, and n is
