@@ -145,9 +145,11 @@ bool any_competes(const Plan& plan, size_t operands) {
   }
   return any;
 }
-// Whether columns that are read and written are better worked on in copies: where their rows compete.
-bool wants_copies(const Plan& plan, Mode mode) {
-  return mode == Mode::kCols && plan.classes <= kMostCopied && any_competes(plan, 2);
+// Whether columns that are read, from so many operands, and written are better worked on in copies: where their rows
+// compete.
+bool wants_copies(const Plan& plan, Mode mode, size_t inputs) {
+  return mode == Mode::kCols && plan.classes <= kMostCopied / inputs &&
+         any_competes(plan, inputs + 1);
 }
 // Whether the columns of an operand lie in half of an L2 cache or more.
 bool lie_far(const Plan& plan) {
@@ -164,10 +166,11 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   if (any_competes(plan, 2)) return n <= 512;
   return log || n < 8 || (n >= 32 && n <= kMostGrouped);
 }
-// The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied.
-bool wants_pair_groups(const Plan& plan, Mode mode, bool is_half) {
-  if (mode != Mode::kCols || plan.classes <= 16) return false;
-  return is_half || lie_far(plan) || any_competes(plan, 3);
+// The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied. The
+// kernels do not with a temperature.
+bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute) {
+  if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
+  return item_size(compute.type) == 2 || lie_far(plan) || any_competes(plan, 3);
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
@@ -181,10 +184,10 @@ void take_scratch(B& batch, bool copies, DType type) {
 // written in groups, of 64 that begin where cache lines do.
 void over_samples(const Plan& plan, Mode mode, const View* grouped,
                   const std::function<void(size_t, size_t)>& body) {
-  constexpr size_t kLine = 64;
+  constexpr size_t kLine = 64, kGroup = 64;  // bytes; columns
   // Few columns keep every thread at work only in smaller pieces.
-  if (plan.samples < 4 * kLine * static_cast<size_t>(get_num_threads())) grouped = nullptr;
-  const size_t unit = grouped != nullptr ? 64 : mode == Mode::kCols ? 16 : 1;
+  if (plan.samples < 4 * kGroup * static_cast<size_t>(get_num_threads())) grouped = nullptr;
+  const size_t unit = grouped != nullptr ? kGroup : mode == Mode::kCols ? 16 : 1;
   size_t before = 0;  // how much of the first unit there is not
   if (grouped != nullptr) {
     const size_t over = (kLine - reinterpret_cast<uintptr_t>(grouped->data) % kLine) % kLine;
@@ -421,13 +424,13 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const auto rows = log ? table.log_softmax_rows[storage] : table.softmax_rows[storage];
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
   const bool grouped = wants_groups(plan, mode, compute, log);
-  const bool copies = wants_copies(plan, mode);  // where a group is refused, too
+  const bool copies = wants_copies(plan, mode, 1);  // where a group is refused, too
   over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
     take_scratch(batch, copies, compute.type);
-    if (grouped) batch.scratch = scratch.kernel();
+    if (grouped && !log) batch.scratch = scratch.kernel();
     batch.grouped = grouped;
     PackedRows row{&plan, {}, where, 2};
     if (mode == Mode::kPacked) {
@@ -873,7 +876,7 @@ class CrossEntropy {
     const LossStats stats{logsumexps, log_probs, entropies, correct};
     if (a_.stats[0] != nullptr) batch.stats = &stats;
     const bool is_half = item_size(compute_.type) == 2;
-    const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode));
+    const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode, 1));
     take_scratch(batch, copies, compute_.type);
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
@@ -1228,15 +1231,16 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
   Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
   const bool is_half = item_size(compute.type) == 2;
-  if (mode == Mode::kCols && is_half && plan.classes > kMostCopied / 2)
-    mode = Mode::kPacked;  // two copies
-  const bool grouped = wants_pair_groups(plan, mode, is_half);
+  const bool lacks = is_half && plan.classes > kMostCopied / 2;  // room for two copies
+  if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
+  const bool grouped = wants_pair_groups(plan, mode, compute);
+  const bool copies = is_half || wants_copies(plan, mode, 2);
   over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
+    take_scratch(batch, copies, compute.type);
     batch.grouped = grouped;
-    if (is_half) batch.scratch = scratch.kernel();
     PackedRows row{&plan, {}};
     if (mode == Mode::kPacked) {
       row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};

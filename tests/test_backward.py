@@ -250,8 +250,10 @@ def test_short_rows_and_columns_that_are_not_ordinary(isa: str, name: str, dtype
 
 @both
 @every_float
-def test_long_columns_of_wide_arrays(isa: str, name: str, dtype: DType) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_long_columns_of_wide_arrays(isa: str, name: str, dtype: DType, temperature: float) -> None:
     """Several panels are worked on row by row, all ordinary or not; rows lie a page apart."""
+    backward = functools.partial(BACKWARD[name], temperature=temperature)
     width = 4096 // dtype.itemsize
     forward = softlane.softmax if name == "softmax" else softlane.log_softmax
     for n in (16, 17, 65, 300):
@@ -261,12 +263,12 @@ def test_long_columns_of_wide_arrays(isa: str, name: str, dtype: DType) -> None:
         g, y = np.concatenate([ordinary, g]), np.concatenate([forward(np.roll(ordinary, 5)), y])
         g[100] *= {4: 3e33, 8: 1e200}.get(dtype.itemsize, 1)
         for first in (0, 3):  # the second begins between lines
-            expected = BACKWARD[name](g[first:], y[first:])
+            expected = backward(g[first:], y[first:])
             columns, outputs = np.ascontiguousarray(g.T), np.ascontiguousarray(y.T)
-            got = BACKWARD[name](columns[:, first:], outputs[:, first:], axis=0)
+            got = backward(columns[:, first:], outputs[:, first:], axis=0)
             assert_same_bits(got.T, expected, f"columns of {n} from {first}")
             part = columns[:, first:]
-            BACKWARD[name](part, outputs[:, first:], axis=0, out=part)
+            backward(part, outputs[:, first:], axis=0, out=part)
             assert_same_bits(part.T, expected, f"columns of {n} from {first} in place")
 
 

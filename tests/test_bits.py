@@ -239,7 +239,7 @@ def test_columns_at_any_distance(fused_isa: str, name: str, dtype: DType) -> Non
 
 @pytest.mark.parametrize("call", [softlane.softmax, softlane.log_softmax])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("n", [5, 40, 300, 600])
+@pytest.mark.parametrize("n", [5, 40, 300, 600, 2048, 2049])
 def test_columns_of_large_arrays(
     fused_isa: str, call: Callable[..., Array], temperature: float, n: int
 ) -> None:

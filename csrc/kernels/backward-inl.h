@@ -158,6 +158,12 @@ template <class T>
 struct PairGroup {
   Group<T> g, y;
   OutGroup<T> out;
+  // out = grads[panel](g, y)
+  template <class Grad>
+  SOFTLANE_INLINE void Write(size_t n, const OfPanels<Grad>& grads) const {
+    out.Write(n, [&](size_t i, size_t p)
+                     SOFTLANE_LAMBDA { return grads[p](g.Load(i, p), y.Load(i, p)); });
+  }
 };
 // PanelFold for the panels of a group: add(panel, g, y, accumulator).
 template <class Sum, class T, class W, class F>
@@ -176,33 +182,33 @@ SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* 
   }
 }
 
-// Calls panel(Panel of g, of y, OutPanel) for the panels of columns [first, end); those of half types are copied, and
-// the panel of out lies over that of g.
+// Calls panel(Panel of g, of y, OutPanel) for the panels of columns [first, end), or for copies of them: the panel of
+// out then lies over that of g.
 template <class T, class F>
 inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end, F panel) {
   using Scalar = typename Vec<T>::Scalar;
-  constexpr size_t kLanes = Vec<T>::kLanes;
   const size_t count = end - first;
   const auto* g = static_cast<const T*>(b.grad) + first;
   const auto* y = static_cast<const T*>(b.y) + first;
   auto* out = static_cast<T*>(b.out) + first;
-  if constexpr (sizeof(T) < sizeof(Scalar)) {
+  if (b.copies) {
     // One half of the scratch for each operand.
     constexpr size_t kHalf = kScratchBytes / 2;
-    constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
+    constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
     auto* tile = static_cast<Scalar*>(b.scratch) + kHalf / sizeof(Scalar);
     ForCopiedPanels<T>(g, b.grad_stride, out, b.out_stride, count, b.n, Copies{b.scratch, kHalf},
                        [&](size_t c, auto grad, auto result) {
                          CopyPanel(Panel<T>{y + c, b.y_stride, grad.columns}, b.n, tile);
                          panel(grad, Panel<Scalar>{tile, kStep, grad.columns}, result);
                        });
-  } else {
-    size_t columns = FirstPanel<T>(out, count);
-    for (size_t c = 0; c < count; c += columns, columns = kLanes) {
+    return;
+  }
+  if constexpr (sizeof(T) == sizeof(Scalar)) {
+    ForPanelStarts<T>(out, count, [&](size_t c, size_t columns) {
       panel(PanelAt<T>(g, b.grad_stride, count, c, columns),
             PanelAt<T>(y, b.y_stride, count, c, columns),
             OutPanelAt<T>(out, b.out_stride, count, c, columns));
-    }
+    });
   }
 }
 // Calls group(PairGroup) for groups of columns, if it pays, and panel for what is left, and where group says false.
@@ -346,6 +352,9 @@ constexpr bool kSeeksLeast = true;
 #else
 constexpr bool kSeeksLeast = false;
 #endif
+// Whether it is, which halves need not.
+template <class T>
+constexpr bool kAlwaysLooks = !kSeeksLeast && sizeof(T) != 2;
 template <class T>
 constexpr auto kNoLeast = static_cast<typename Vec<T>::Scalar>(1);
 template <class T>
@@ -358,7 +367,7 @@ template <class T>
 inline bool MayBeTiny(Vec<T> least, Vec<T> unit) {
   using V = Vec<T>;
   if constexpr (sizeof(T) == 2) return false;
-  if constexpr (!kSeeksLeast) return true;
+  if constexpr (kAlwaysLooks<T>) return true;
   const auto fine = Lt(V::Set(2 * Tiny<V>()), Mul(least, unit));  // not for NaN
   return AnyTrue(AndNot(fine, V::FirstN(V::kLanes)));
 }
@@ -459,8 +468,7 @@ template <class T>
 SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<T>& group) {
   using V = Vec<T>;
   using W = Wide<V>;
-  constexpr bool kLooks = !kSeeksLeast && sizeof(T) != 2;  // for tiny results in every vector
-  using Grad = SoftmaxGrad<V, kLooks>;
+  using Grad = SoftmaxGrad<V, kAlwaysLooks<T>>;
   Double2<W> totals[kGroup];
   V least = V::Set(kNoLeast<T>);
   GroupFold<LongDot<V>>(group, b.n, totals,
@@ -468,17 +476,13 @@ SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<
                           AddDot(g, y, lane);
                           KeepLeast<T>(y, least);
                         });
-  const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
-  const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
+  const auto grads = MakeOfPanels([&](size_t p) { return Grad(Split<V>(totals[p])); });
   for (size_t p = 0; p < kGroup; ++p) {
     const bool fits = !AnyTrue(Eq(FitsSoftmaxGrad<V>(totals[p], b.scale), W::Set(0)));
-    const bool tiny = !kLooks && MayBeTiny<T>(least, grads[p].unit);
+    const bool tiny = !kAlwaysLooks<T> && MayBeTiny<T>(least, grads[p].unit);
     if (!fits || tiny || MayLose<V>(b.n, totals[p])) return false;
   }
-  const Grad* const each = grads;
-  group.out.Write(b.n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
-    return each[p](group.g.Load(i, p), group.y.Load(i, p));
-  });
+  group.Write(b.n, grads);
   return true;
 }
 
@@ -722,12 +726,8 @@ SOFTLANE_CALL bool LogSoftmaxBackwardGroup(const BackwardBatch& b, const PairGro
     const W fits = Grad::Fits(totals[p], seen[p], b.n, b.scale);
     if (AnyTrue(Eq(fits, W::Set(0)))) return false;
   }
-  const auto grad = [&](size_t p) { return Grad(Split<V>(totals[p])); };
-  const Grad grads[] = {grad(0), grad(1), grad(2), grad(3)};
-  const Grad* const each = grads;
-  group.out.Write(b.n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
-    return each[p](group.g.Load(i, p), group.y.Load(i, p));
-  });
+  const auto grads = MakeOfPanels([&](size_t p) { return Grad(Split<V>(totals[p])); });
+  group.Write(b.n, grads);
   return true;
 }
 

@@ -236,7 +236,8 @@ SOFTLANE_INLINE auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
 }
 
 // How floats become addends of a running sum in double: in an order of lanes and in a unit (kUnit times the number) that
-// InOrder undoes for the sum. Positive takes normal numbers and 0; Any takes all, and leaves the unit to be multiplied in.
+// InOrder undoes for the sum. Positive takes normal numbers and 0, and makes no NaN of others; Any takes all, and leaves
+// the unit to be multiplied in.
 // A vec_<isa>.h may know a quicker way than conversion.
 template <class V>
 struct SumLanes16 {

@@ -96,7 +96,7 @@ template <>
 struct ExpSum<F64> {
   F64 sum = F64::Set(0), part = F64::Set(0), error = F64::Set(0);
   SOFTLANE_INLINE void Add(ExpParts<F64> e) {
-    const Double2<F64> s = FastTwoSum(Max(sum, e.scale), Min(sum, e.scale));
+    const Double2<F64> s = FastTwoSum(Max(e.scale, sum), Min(e.scale, sum));  // a NaN stays
     sum = s.hi;
     part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, e.scale, part), s.lo);
   }
@@ -890,6 +890,12 @@ inline size_t FirstPanel(const void* x, size_t count) {
   return count < 4 * kLanes ? kLanes : kLanes - over;
 }
 
+// Calls f(first column, columns) for panels of `count` columns, the last perhaps with fewer, as FirstPanel has them.
+template <class T, class F>
+inline void ForPanelStarts(const void* x, size_t count, F f) {
+  size_t columns = FirstPanel<T>(x, count);
+  for (size_t c = 0; c < count; c += columns, columns = Vec<T>::kLanes) f(c, columns);
+}
 // The panel of columns [first, first + width) that an array has of its `count`.
 template <class T>
 SOFTLANE_INLINE Panel<T> PanelAt(const void* x, ptrdiff_t stride, size_t count, size_t first,
@@ -903,6 +909,9 @@ SOFTLANE_INLINE OutPanel<T> OutPanelAt(void* out, ptrdiff_t stride, size_t count
           static_cast<int>(Min(width, count - first))};
 }
 
+// So many rows before they are written the caches are asked for the places of several panels' results.
+constexpr size_t kRowsAhead = 16;
+
 // Calls f(first column, Panel, OutPanel) for a copy of every panel of the batch. The OutPanel lies over the Panel.
 template <class T, class F>
 inline void ForCopiedPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out_stride,
@@ -914,7 +923,6 @@ inline void ForCopiedPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdif
   // Several panels are copied at a time, so that more of a row is read and written at once: as many as fit half of an L1
   // cache, or a part of the L2 cache. They begin where lines of what is written do.
   static_assert(sizeof(V) * kMostCopied <= kScratchBytes, "a panel fits the scratch");
-  constexpr size_t kAhead = 16;
   auto* tile = static_cast<Scalar*>(copies.place);
   const size_t bytes = n <= 256 ? 256 * sizeof(V) : Min(copies.bytes, 1 << 18);
   const size_t fit = bytes / (n * sizeof(V));
@@ -940,7 +948,7 @@ inline void ForCopiedPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdif
     for (size_t i = 0; out != nullptr && i < n; ++i) {
       for (size_t p = first; p < end; ++p) {
         const OutPanel<T> to = OutPanelAt<T>(out, out_stride, count, start(p), width(p));
-        SOFTLANE_PREFETCH_WRITE(Step<const char>(to.out, i + kAhead, out_stride));
+        SOFTLANE_PREFETCH_WRITE(Step<const char>(to.out, i + kRowsAhead, out_stride));
         to.Store(i, V::Load(place(p) + i * kLanes));
       }
     }
@@ -955,17 +963,26 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
     ForCopiedPanels<T>(x, x_stride, out, out_stride, count, n, copies, f);
     return;
   }
-  size_t columns = FirstPanel<T>(x, count);
-  for (size_t c = 0; c < count; c += columns, columns = Vec<T>::kLanes) {
+  ForPanelStarts<T>(x, count, [&](size_t c, size_t columns) {
     f(c, PanelAt<T>(x, x_stride, count, c, columns),
       OutPanelAt<T>(out, out_stride, count, c, columns));
-  }
+  });
 }
 
-// Of long columns that are read and written one vector wide the processor foresees nothing: this many adjacent whole
-// panels are then gone through together, row by row (measured: bench/NOTES.md).
+// Of columns of large arrays that are read and written one vector wide the processor foresees nothing: this many
+// adjacent whole panels are then gone through together, row by row (measured: bench/NOTES.md).
 constexpr size_t kGroup = 4;
-static_assert(kGroup == 4, "kernels list what they make of each panel");
+// What f(panel) makes of each panel of a group.
+template <class X>
+struct OfPanels {
+  X panel[kGroup];
+  const X& operator[](size_t p) const { return panel[p]; }
+};
+template <class F>
+inline auto MakeOfPanels(F f) -> OfPanels<decltype(f(size_t{0}))> {
+  static_assert(kGroup == 4, "one for each");
+  return {{f(0), f(1), f(2), f(3)}};
+}
 // Calls f(row, panel) for all of a group.
 template <class F>
 SOFTLANE_INLINE void ForGroup(size_t n, F f) {
@@ -992,10 +1009,9 @@ struct OutGroup {
   // out = f(row, panel)
   template <class F>
   SOFTLANE_INLINE void Write(size_t n, F f) const {
-    constexpr size_t kAhead = 16;
     ForGroup(n, [&](size_t i, size_t p) SOFTLANE_LAMBDA {
       T* to = Step<T>(out, i, stride) + p * V::kLanes;
-      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kAhead, stride));
+      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kRowsAhead, stride));
       Store(f(i, p), to);
     });
   }
@@ -1118,24 +1134,25 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   const auto most = static_cast<double>(n - 1);
   const bool may_repeat =
       n > kBlock || AnyTrue(Lt(here, V::Set(static_cast<typename V::Scalar>(most))));
-  if (may_repeat) below = Sub(W::Set(most), Add(below, Widen(here)));
+  W repeats = W::Set(0);
+  if (may_repeat) repeats = Sub(W::Set(most), Add(below, Widen(here)));
   auto sum = FoldLanes(sums, live);
   if (n > kLanes) sum = ExpSum<V>::InOrder(sum);
-  return {ToDouble2(sum), may_repeat, below};
+  return {ToDouble2(sum), may_repeat, repeats};
 }
 
-template <bool kSkips, class P, class V, class Keep>
+template <class P, class V, class Keep>
 inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
                             const ExpReference<V>& ref, Keep keep) {
-  return AllOrdinary(range.min, ref) ? PanelSumOf<kSkips, true>(panel, n, range.max, ref, keep)
-                                     : PanelSumOf<kSkips, false>(panel, n, range.max, ref, keep);
+  return AllOrdinary(range.min, ref) ? PanelSumOf<true, true>(panel, n, range.max, ref, keep)
+                                     : PanelSumOf<true, false>(panel, n, range.max, ref, keep);
 }
 // The statistics of a panel.
 template <class P, class V, class Keep>
 SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
                                              const ExpReference<V>& ref, Keep keep) {
   using W = Wide<V>;
-  const PanelSum<V> all = SumPanel<true>(panel, n, range, ref, keep);
+  const PanelSum<V> all = SumPanel(panel, n, range, ref, keep);
   Stats<V, W> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
   if (all.may_repeat) stats.AddRepeats(all.repeats);
   return stats;
@@ -1254,14 +1271,14 @@ inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Scaled(panel.Load(i)));
   }
 }
+// The same for a group; false, with nothing written, for a temperature.
 template <class T>
 SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, const Group<T>& x, const OutGroup<T>& out) {
   using V = Vec<T>;
   if (!b.scale.unit) return false;
   Range<V> ranges[kGroup];
   ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
-  const auto map = [&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p]); };
-  const LogMap<V> maps[] = {map(0), map(1), map(2), map(3)};
+  const auto maps = MakeOfPanels([&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p]); });
   out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { return maps[p].Unit(x.Load(i, p)); });
   return true;
 }

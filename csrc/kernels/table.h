@@ -60,7 +60,8 @@ struct BackwardBatch {
   size_t count;
   size_t n;
   Scale scale;
-  void* scratch;           // for columns of half types alone, whose n is at most kMostCopied / 2
+  void* scratch;           // for copies alone
+  bool copies;             // n is at most kMostCopied / 2; columns of half types always
   bool grouped;            // columns: work on several panels of them row by row; n is above 16
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };

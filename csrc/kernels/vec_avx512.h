@@ -131,7 +131,7 @@ SOFTLANE_INLINE bool AnyTrue(MF m) { return m.v != 0; }
 SOFTLANE_INLINE bool AnyTrue(MD m) { return m.v != 0; }
 SOFTLANE_INLINE NF IfThenElse(MF m, NF a, NF b) { return {_mm512_mask_mov_ps(b.v, m.v, a.v)}; }
 SOFTLANE_INLINE ND IfThenElse(MD m, ND a, ND b) { return {_mm512_mask_mov_pd(b.v, m.v, a.v)}; }
-// By integers: GCC lets an integer operation that made `a` do it.
+// By integers: GCC merges the mask into the operation before it, which in exp is one of integers.
 SOFTLANE_INLINE NF IfThenElseZero(MF m, NF a) {
   return {_mm512_castsi512_ps(_mm512_maskz_mov_epi32(m.v, _mm512_castps_si512(a.v)))};
 }

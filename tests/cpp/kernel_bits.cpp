@@ -486,6 +486,7 @@ class Runner {
       batch.scale = scale_;
       batch.scratch = scratch_->bytes;
       batch.grouped = n > 16;
+      batch.copies = kItemSize[type] == 2 || copies(n, way);
       batch.grad_stride = batch.y_stride = batch.out_stride = g.stride();
       batch.count = way == Way::kRows || by_columns ? g.rows : 1;
       for (size_t r = 0; r < g.rows; r += batch.count) {
