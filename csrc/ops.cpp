@@ -61,6 +61,12 @@ void multiply(double* x, size_t n, double factor) {
   for (size_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
+// Most temperatures are 1.
+Scale scale_of(double temperature) {
+  static const Scale unit = make_scale(1);
+  return temperature == 1 ? unit : make_scale(temperature);
+}
+
 struct Compute {
   DType type;  // of the packed rows, and of the kernel
   Scale scale;
@@ -85,7 +91,7 @@ Compute make_compute(const View& x, const View* out, const View* where, double t
     c.factor = temperature > 1 ? 0x1p-400 : 0x1p600;
     temperature *= c.factor;
   }
-  c.scale = make_scale(temperature);
+  c.scale = scale_of(temperature);
   c.direct =
       same && ordinary && where == nullptr && x.aligned() && (out == nullptr || out->aligned());
   return c;
@@ -394,16 +400,21 @@ class PackedRows {
   }
 };
 
-// Strides of an array that lacks the axes: 0 along them.
-std::array<ptrdiff_t, kMaxDims> expanded(const View* v, int ndim, uint64_t axes) {
-  std::array<ptrdiff_t, kMaxDims> strides{};
-  if (v == nullptr) return strides;
-  size_t from = 0;
-  for (int d = 0; d < ndim; ++d) {
-    if (((axes >> d) & 1) == 0) strides[static_cast<size_t>(d)] = v->strides[from++];
+// Strides of an array that lacks the axes, or of none: 0 along them.
+class Expanded {
+ public:
+  Expanded(const View* v, int ndim, uint64_t axes) {
+    size_t from = 0;
+    for (int d = 0; d < ndim; ++d) {
+      const bool has = v != nullptr && ((axes >> d) & 1) == 0;
+      strides_[d] = has ? v->strides[from++] : 0;
+    }
   }
-  return strides;
-}
+  const ptrdiff_t* data() const { return strides_; }
+
+ private:
+  ptrdiff_t strides_[kMaxDims];
+};
 
 constexpr std::array<ptrdiff_t, kMaxDims> kNoStrides{};
 const ptrdiff_t* strides_or_none(const View* v) {
@@ -466,7 +477,6 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
 }
 
 void softmax_rows(const void* x, void* out, DType type, size_t rows, size_t classes, bool log) {
-  static const Scale scale = make_scale(1);
   const KernelTable& table = active_table();
   const Storage storage = storage_of(type);
   Batch batch{};
@@ -475,7 +485,7 @@ void softmax_rows(const void* x, void* out, DType type, size_t rows, size_t clas
   batch.x_stride = batch.out_stride = static_cast<ptrdiff_t>(classes * item_size(type));
   batch.count = rows;
   batch.n = classes;
-  batch.scale = scale;
+  batch.scale = scale_of(1);
   if (item_size(type) == 2) batch.scratch = scratch.kernel();
   (log ? table.log_softmax_rows : table.softmax_rows)[storage](batch);
 }
@@ -487,8 +497,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
     compute.type = DType::kFloat64;
     compute.direct = false;
   }
-  const auto out_strides = expanded(&out, x.ndim, axes);
-  const auto sign_strides = expanded(sign, x.ndim, axes);
+  const Expanded out_strides(&out, x.ndim, axes), sign_strides(sign, x.ndim, axes);
   Plan plan = make_plan(x.ndim, x.shape.data(), axes,
                         {x.strides.data(), out_strides.data(), sign_strides.data(),
                          strides_or_none(b), strides_or_none(where)});
@@ -630,7 +639,7 @@ class LossLanes {
   }
   LossSum total() const {
     LossSum all = rest_;
-    for (size_t k = 0; k < kLanes; ++k) {
+    for (size_t k = 0; k < std::min(kLanes, count_); ++k) {
       all.add(hi_[k]);
       all.add(lo_[k]);
     }
@@ -686,13 +695,12 @@ class CrossEntropy {
     }
     const View& x = a_.logits;
     const uint64_t axes = uint64_t{1} << a_.axis;
-    const auto targets = given_ ? a_.targets.strides : expanded(&a_.targets, x.ndim, axes);
-    const auto sample_weight = expanded(a_.sample_weight, x.ndim, axes);
-    const auto loss = expanded(losses_, x.ndim, axes);
-    std::array<ptrdiff_t, kMaxDims> weight{};
-    if (a_.weight != nullptr) weight[static_cast<size_t>(a_.axis)] = a_.weight->strides[0];
-    std::array<std::array<ptrdiff_t, kMaxDims>, 4> stats;
-    for (size_t k = 0; k < 4; ++k) stats[k] = expanded(a_.stats[k], x.ndim, axes);
+    const Expanded targets(&a_.targets, x.ndim, given_ ? 0 : axes);
+    const Expanded weight(a_.weight, x.ndim, ~axes);
+    const auto of_samples = [&](const View* v) { return Expanded(v, x.ndim, axes); };
+    const Expanded sample_weight = of_samples(a_.sample_weight), loss = of_samples(losses_);
+    const Expanded stats[] = {of_samples(a_.stats[0]), of_samples(a_.stats[1]),
+                              of_samples(a_.stats[2]), of_samples(a_.stats[3])};
     plan_ = make_plan(x.ndim, x.shape.data(), axes,
                       {x.strides.data(), (a_.grad ? *a_.grad : x).strides.data(), targets.data(),
                        sample_weight.data(), loss.data(), strides_or_none(a_.where), weight.data(),
@@ -847,13 +855,11 @@ class CrossEntropy {
   void samples(Mode mode, size_t begin, size_t end, double divisor, LossLanes& sum) const {
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
-    std::fill_n(coef, kBlock, 1.0);
     LossBatch batch{};
     batch.n = classes_;
     batch.scale = compute_.scale;
     batch.targets = targets;
-    batch.coef = coef;
-    batch.weighs = a_.sample_weight != nullptr;
+    batch.coef = a_.sample_weight == nullptr ? nullptr : coef;
     batch.loss = loss;
     // The gradient lacks the factor of the logits, and what it is multiplied by later.
     batch.divisor = divisor == 0 ? kNaN : divisor * (lift_ / compute_.factor);
@@ -1130,7 +1136,7 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
   const Compute compute = make_compute(x, nullptr, nullptr, 1, true);
   View flat = states;  // without the last axis
   flat.ndim -= 1;
-  const auto state_strides = expanded(&flat, x.ndim, axes);
+  const Expanded state_strides(&flat, x.ndim, axes);
   const Plan plan =
       make_plan(x.ndim, x.shape.data(), axes, {x.strides.data(), state_strides.data()});
   const auto rows = active_table().exp_sum_rows[storage_of(compute.type)];
@@ -1219,7 +1225,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   Compute compute = make_compute(grad_output, &out, nullptr, temperature, !same);
   compute.direct = compute.direct && same && output.aligned();
   const double lift = gradient_lift(temperature);
-  compute.scale = make_scale(temperature * lift);
+  compute.scale = scale_of(temperature * lift);
   Plan plan = make_plan(out.ndim, out.shape.data(), axes,
                         {grad_output.strides.data(), output.strides.data(), out.strides.data()});
   if (plan.samples == 0 || plan.classes == 0) return;

@@ -199,23 +199,18 @@ auto visit_word(size_t size, F f) {
   return f(uint64_t{});
 }
 
-// Merges neighbouring dimensions that every operand walks with one stride, and drops length 1.
-std::vector<Dim> coalesce(const std::vector<Dim>& dims, int operands) {
-  std::vector<Dim> merged;
-  for (const Dim& dim : dims) {
-    if (dim.length == 1) continue;
-    bool joins = !merged.empty();
-    for (size_t k = 0; joins && k < static_cast<size_t>(operands); ++k) {
-      joins = merged.back().stride[k] == dim.length * dim.stride[k];
-    }
-    if (joins) {
-      merged.back().length *= dim.length;
-      merged.back().stride = dim.stride;
-    } else {
-      merged.push_back(dim);
-    }
+// Appends a dimension, or merges it with the last one where every operand walks both with one stride.
+void append(std::vector<Dim>& dims, const Dim& dim, size_t operands) {
+  bool joins = !dims.empty();
+  for (size_t k = 0; joins && k < operands; ++k) {
+    joins = dims.back().stride[k] == dim.length * dim.stride[k];
   }
-  return merged;
+  if (joins) {
+    dims.back().length *= dim.length;
+    dims.back().stride = dim.stride;
+  } else {
+    dims.push_back(dim);
+  }
 }
 
 }  // namespace
@@ -297,19 +292,20 @@ void Plan::make_run(size_t d) {
 }
 
 Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
-               const std::vector<const ptrdiff_t*>& operands) {
+               std::initializer_list<const ptrdiff_t*> operands) {
   Plan plan;
   plan.operands = static_cast<int>(operands.size());
-  std::vector<Dim> outer, axis;
+  plan.axis.reserve(1);
   for (int d = 0; d < ndim; ++d) {
-    Dim dim{shape[d], {}};
-    for (size_t k = 0; k < operands.size(); ++k) dim.stride[k] = operands[k][d];
-    ((axes >> d) & 1 ? axis : outer).push_back(dim);
+    const bool inner = ((axes >> d) & 1) != 0;
+    (inner ? plan.classes : plan.samples) *= static_cast<size_t>(shape[d]);
+    if (shape[d] == 1) continue;
+    Dim dim;
+    dim.length = shape[d];
+    size_t k = 0;
+    for (const ptrdiff_t* strides : operands) dim.stride[k++] = strides[d];
+    append(inner ? plan.axis : plan.outer, dim, k);
   }
-  for (const Dim& dim : outer) plan.samples *= static_cast<size_t>(dim.length);
-  for (const Dim& dim : axis) plan.classes *= static_cast<size_t>(dim.length);
-  plan.outer = coalesce(outer, plan.operands);
-  plan.axis = coalesce(axis, plan.operands);
   if (plan.axis.empty()) plan.axis.push_back(Dim{1, {}});
   return plan;
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "kernels/table.h"
@@ -81,7 +82,7 @@ struct Plan {
 
 // `operands[i]` has the strides of operand i along all of the `ndim` dimensions of `shape`.
 Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
-               const std::vector<const ptrdiff_t*>& operands);
+               std::initializer_list<const ptrdiff_t*> operands);
 
 // The offsets of every operand at sample s (run-major order of the plan).
 using Offsets = std::array<ptrdiff_t, kMaxOperands>;

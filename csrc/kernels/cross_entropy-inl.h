@@ -55,7 +55,7 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
           b.smoothing != 0,
           W::Set(b.z_loss),
           W::Set(b.offset),
-          b.scale.unit && b.smoothing == 0 && b.z_loss == 0 && b.weight == nullptr && !b.weighs};
+          b.scale.unit && b.smoothing == 0 && b.z_loss == 0 && b.weight == nullptr && b.coef == nullptr};
 }
 
 // log Σ exp(x/T), infinite only with the logits.
@@ -670,7 +670,7 @@ struct PanelTargets {
       live[c] = is_live ? Scalar{1} : Scalar{0};
       all_live = all_live && is_live;
     }
-    coef = b.weighs ? W::LoadN(b.coef + first, panel.columns, 0) : W::Set(1);
+    coef = b.coef != nullptr ? W::LoadN(b.coef + first, panel.columns, 0) : W::Set(1);
     weight = ToDouble2(W::Set(1));
     if (b.weight == nullptr && shares == nullptr) return;
     double weights[V::kLanes] = {};
@@ -835,7 +835,7 @@ void CrossEntropyRows(const LossBatch& b) {
     Sample<V, W> sample;
     sample.target = Widen(V::Load(logit));
     sample.weight_sum = WeightSums<W>(b, first, rows.rows);
-    sample.coef = b.weighs ? W::LoadN(b.coef + first, count, 0) : W::Set(1);
+    sample.coef = b.coef != nullptr ? W::LoadN(b.coef + first, count, 0) : W::Set(1);
     sample.weight = ToDouble2(W::Set(1));
     sample.gap = ToDouble2(W::Set(0));
     if (b.weight != nullptr || b.shares != nullptr || terms.smooth) {

@@ -87,8 +87,7 @@ struct LossBatch {
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
-  const double* coef;       // one a row: its sample weight
-  bool weighs;              // not all sample weights are 1
+  const double* coef;       // one a row: its sample weight; or null for 1
   double divisor;           // of the gradient (the mean's; 1 for a sum)
   double divisor_lo;        // what it lacks
   const double* weight;     // one a class, or null for 1

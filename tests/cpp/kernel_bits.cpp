@@ -417,7 +417,6 @@ class Runner {
         double zero = 0;
         batch.weight_sum = &weight_sum;
         batch.weight_sum_lo = &zero;
-        batch.weighs = weighted;
         batch.divisor = weighted ? 37 : 1;
         batch.smoothing = smoothing;
         batch.classes = static_cast<double>(n);
@@ -442,7 +441,7 @@ class Runner {
           batch.x = x.at(r, 0);
           batch.grad = with_grad ? grad.at(r, 0) : nullptr;
           batch.targets = &targets[r];
-          batch.coef = &coef[r];
+          batch.coef = weighted ? &coef[r] : nullptr;
           batch.loss = &loss[r];
           batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
           (way == Way::kColumns ? columns : rows)(batch);

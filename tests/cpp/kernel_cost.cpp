@@ -21,7 +21,7 @@ template <class T>
 void run(const KernelTable& table, int storage, const std::string& kernel, size_t rows, size_t n,
          int calls) {
   std::vector<T> x(rows * n), y(rows * n), out(rows * n);
-  std::vector<double> loss(rows), coef(rows, 1.0);
+  std::vector<double> loss(rows);
   std::vector<int64_t> targets(rows, static_cast<int64_t>(n / 2));
   // Outputs as they are: equal probabilities, or their logarithms.
   const double share = 1.0 / static_cast<double>(n);
@@ -58,7 +58,6 @@ void run(const KernelTable& table, int storage, const std::string& kernel, size_
   losses.n = n;
   losses.scale = scale;
   losses.targets = targets.data();
-  losses.coef = coef.data();
   losses.divisor = 1;
   double weight_sum = static_cast<double>(n), weight_sum_lo = 0;
   losses.weight_sum = &weight_sum;
