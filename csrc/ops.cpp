@@ -170,7 +170,7 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   if (mode != Mode::kCols || !lie_far(plan)) return false;
   if (item_size(compute.type) == 2 || (log && !compute.scale.unit)) return false;
   if (any_competes(plan, 2)) return n <= 512;
-  return log || n < 8 || (n >= 32 && n <= kMostGrouped);
+  return log || n < 8 || n >= 32;
 }
 // The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied. The
 // kernels do not with a temperature.

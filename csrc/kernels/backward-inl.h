@@ -158,11 +158,14 @@ template <class T>
 struct PairGroup {
   Group<T> g, y;
   OutGroup<T> out;
+  GroupColumns columns;
   // out = grads[panel](g, y)
   template <class Grad>
   SOFTLANE_INLINE void Write(size_t n, const OfPanels<Grad>& grads) const {
-    out.Write(n, [&](size_t i, size_t p)
-                     SOFTLANE_LAMBDA { return grads[p](g.Load(i, p), y.Load(i, p)); });
+    const Group<T> own_g = g, own_y = y;
+    out.Write(n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+      return grads[p](own_g.Load(i, c), own_y.Load(i, c));
+    });
   }
 };
 // PanelFold for the panels of a group: add(panel, g, y, accumulator).
@@ -172,8 +175,9 @@ SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* 
   constexpr size_t kLanes = V::kLanes;
   Sum lanes[kLanes][kGroup];
   Sum* const first = &lanes[0][0];
-  ForGroup(n, [=](size_t i, size_t p) SOFTLANE_LAMBDA {
-    add(p, group.g.Load(i, p), group.y.Load(i, p), first[i % kLanes * kGroup + p]);
+  const Group<T> g = group.g, y = group.y;
+  ForGroup(n, group.columns, [=](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+    add(p, g.Load(i, c), y.Load(i, c), first[i % kLanes * kGroup + p]);
   });
   for (size_t p = 0; p < kGroup; ++p) {
     decltype(Sum().Lanes()) sums[kLanes];
@@ -216,11 +220,12 @@ template <class T, class P, class G>
 inline void ForPairColumns(const BackwardBatch& b, P panel, G group) {
   ForGroups<T>(
       b.out, b.count, b.grouped,
-      [&](size_t c) {
-        const PairGroup<T> columns{{static_cast<const T*>(b.grad) + c, b.grad_stride},
-                                   {static_cast<const T*>(b.y) + c, b.y_stride},
-                                   {static_cast<T*>(b.out) + c, b.out_stride}};
-        return group(columns);
+      [&](const GroupColumns& columns) {
+        const size_t c = columns.first;
+        return group(PairGroup<T>{{static_cast<const T*>(b.grad) + c, b.grad_stride},
+                                  {static_cast<const T*>(b.y) + c, b.y_stride},
+                                  {static_cast<T*>(b.out) + c, b.out_stride},
+                                  columns});
       },
       [&](size_t first, size_t last) { ForPairPanels<T>(b, first, last, panel); });
 }

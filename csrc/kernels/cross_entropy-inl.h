@@ -55,7 +55,8 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
           b.smoothing != 0,
           W::Set(b.z_loss),
           W::Set(b.offset),
-          b.scale.unit && b.smoothing == 0 && b.z_loss == 0 && b.weight == nullptr && b.coef == nullptr};
+          b.scale.unit && b.smoothing == 0 && b.z_loss == 0 && b.weight == nullptr &&
+              b.coef == nullptr};
 }
 
 // log Σ exp(x/T), infinite only with the logits.

@@ -972,6 +972,8 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
 // Of columns of large arrays that are read and written one vector wide the processor foresees nothing: this many
 // adjacent whole panels are then gone through together, row by row (measured: bench/NOTES.md).
 constexpr size_t kGroup = 4;
+// The arithmetic of generic lanes takes far longer than memory does.
+constexpr bool kHasGroups = SOFTLANE_BACKEND != SOFTLANE_IS_generic;
 // What f(panel) makes of each panel of a group.
 template <class X>
 struct OfPanels {
@@ -983,50 +985,77 @@ inline auto MakeOfPanels(F f) -> OfPanels<decltype(f(size_t{0}))> {
   static_assert(kGroup == 4, "one for each");
   return {{f(0), f(1), f(2), f(3)}};
 }
-// Calls f(row, panel) for all of a group.
+// The columns of a group, and where its panels begin among them. Where these are fewer than four whole ones they overlap:
+// then some are worked on twice.
+struct GroupColumns {
+  size_t first, count;
+  size_t at[kGroup];
+};
+// Calls f(row, panel, its first column) for all of a group.
 template <class F>
-SOFTLANE_INLINE void ForGroup(size_t n, F f) {
+SOFTLANE_INLINE void ForGroup(size_t n, const GroupColumns& columns, F f) {
+  const GroupColumns own = columns;
   for (size_t i = 0; i < n; ++i) {
-    Unrolled<kGroup>([&](int p) SOFTLANE_LAMBDA { f(i, static_cast<size_t>(p)); });
+    Unrolled<kGroup>([&](int p) SOFTLANE_LAMBDA {
+      f(i, static_cast<size_t>(p), own.at[static_cast<size_t>(p)]);
+    });
   }
 }
 template <class T>
 struct Group {
   using V = Vec<T>;
-  static constexpr size_t kColumns = kGroup * V::kLanes;
   const T* x;
   ptrdiff_t stride;
-  SOFTLANE_INLINE V Load(size_t i, size_t p) const {
-    return InRegister(V::Load(Step<const T>(x, i, stride) + p * V::kLanes));
+  SOFTLANE_INLINE V Load(size_t i, size_t column) const {
+    return InRegister(V::Load(Step<const T>(x, i, stride) + column));
   }
-  Panel<T> At(size_t p) const { return {x + p * V::kLanes, stride, V::kLanes}; }
+  Panel<T> At(size_t column) const { return {x + column, stride, V::kLanes}; }
 };
 template <class T>
 struct OutGroup {
   using V = Vec<T>;
   T* out;
   ptrdiff_t stride;
-  // out = f(row, panel)
+  // out = f(row, panel, column), which may overlap what f reads: of a row all is read before any is written.
   template <class F>
-  SOFTLANE_INLINE void Write(size_t n, F f) const {
-    ForGroup(n, [&](size_t i, size_t p) SOFTLANE_LAMBDA {
-      T* to = Step<T>(out, i, stride) + p * V::kLanes;
-      SOFTLANE_PREFETCH_WRITE(Step<const char>(to, kRowsAhead, stride));
-      Store(f(i, p), to);
-    });
+  SOFTLANE_INLINE void Write(size_t n, const GroupColumns& columns, F f) const {
+    const GroupColumns own = columns;
+    for (size_t i = 0; i < n; ++i) {
+      V results[kGroup];
+      Unrolled<kGroup>([&](int p) SOFTLANE_LAMBDA {
+        results[p] = f(i, static_cast<size_t>(p), own.at[static_cast<size_t>(p)]);
+      });
+      T* to = Step<T>(out, i, stride);
+      Unrolled<kGroup>([&](int p) SOFTLANE_LAMBDA {
+        T* place = to + own.at[static_cast<size_t>(p)];
+        SOFTLANE_PREFETCH_WRITE(Step<const char>(place, kRowsAhead, stride));
+        Store(results[p], place);
+      });
+    }
   }
 };
-// Calls group(first column) for groups of columns, if `grouped`, and panels(first, end) for the others, and for those of
-// which group says false.
+// Calls group(GroupColumns) for groups of columns, if `grouped`, and panels(first, end) for a panel that is left alone, and
+// for those groups of which group says false. They begin where cache lines do, but in narrow arrays, where that takes
+// more groups.
 template <class T, class G, class P>
 inline void ForGroups(const void* out, size_t count, bool grouped, G group, P panels) {
-  constexpr size_t kColumns = Group<T>::kColumns;
-  const size_t over = FirstPanel<T>(out, count) % Vec<T>::kLanes;
+  constexpr size_t kLanes = Vec<T>::kLanes, kColumns = kGroup * kLanes;
   size_t c = 0;
-  if (grouped && over + kColumns <= count) {
-    if (over > 0) panels(size_t{0}, over);
-    for (c = over; c + kColumns <= count; c += kColumns) {
-      if (!group(c)) panels(c, c + kColumns);
+  if constexpr (kHasGroups) {
+    const auto groups = [](size_t columns) { return (columns + kColumns - 1) / kColumns; };
+    size_t head = FirstPanel<T>(
+        out, count);  // columns of the next group's first panel that the others do not have
+    if (count <= 4 * kColumns && groups(count + kLanes - head) > groups(count)) head = kLanes;
+    while (grouped && count - c > kLanes) {
+      GroupColumns columns{c, Min(count - c, head + kColumns - kLanes), {}};
+      const size_t left = count - c - columns.count;
+      if (left > 0 && left <= kLanes) columns.count -= kLanes;
+      for (size_t p = 1; p < kGroup; ++p) {
+        columns.at[p] = Min(head + (p - 1) * kLanes, columns.count - kLanes);
+      }
+      c += columns.count;
+      if (!group(columns)) panels(columns.first, c);
+      head = kLanes;
     }
   }
   if (c < count) panels(c, count);
@@ -1092,53 +1121,66 @@ struct PanelSum {
   bool may_repeat;  // more than one maximum in a column
   Wide<V> repeats;  // of each
 };
+template <class V>
+using PanelLanes = decltype(ExpSum<V>().Total())[V::kLanes];
+// The block of rows from `start` on. Returns how many elements of each column are below the maximum.
+template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
+SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
+                           const ExpReference<V>& ref, Keep keep, PanelLanes<V>& sums) {
+  constexpr size_t kLanes = V::kLanes;
+  const size_t end = Min(n, start + kBlock);
+  V below = V::Set(0);
+  const auto next = [&](size_t i) SOFTLANE_LAMBDA {
+    const V x = panel.Load(i);
+    ExpParts<V> e = Exp<kOrdinary>(x, ref);
+    keep(i, e);
+    if constexpr (kSkips) {
+      const auto counts = Lt(x, max);
+      e.scale = IfThenElseZero(counts, e.scale);
+      below = Add(below, IfThenElseZero(counts, V::Set(1)));
+    }
+    return e;
+  };
+  if (n <= kLanes) {
+    for (size_t i = 0; i < n; ++i) sums[i] = ExpSum<V>::Of(next(i));
+  } else {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      ExpSum<V> sum;
+      if (start > 0) sum.Resume(sums[lane]);
+      for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
+      sum.Flush();
+      sums[lane] = sum.Total();
+    }
+  }
+  return below;
+}
+// The sum of the lanes of all blocks.
+template <class V>
+SOFTLANE_INLINE Double2<Wide<V>> SumOfLanes(PanelLanes<V>& sums, size_t n) {
+  auto sum = FoldLanes(sums, Min(n, V::kLanes));
+  if (n > V::kLanes) sum = ExpSum<V>::InOrder(sum);
+  return ToDouble2(sum);
+}
 template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
 SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
                                        const ExpReference<V>& reference, Keep keep) {
   using W = Wide<V>;
-  constexpr size_t kLanes = V::kLanes;
   const ExpReference<V> ref = reference;
-  const size_t live = Min(n, kLanes);
-  decltype(ExpSum<V>().Total()) sums[kLanes];
+  PanelLanes<V> sums;
   sums[0] = ExpSum<V>().Total();
-  W below = W::Set(0);  // how many are below the maximum,
-  V here = V::Set(0);   // in a block
+  W before = W::Set(0);  // how many are below the maximum in the blocks before,
+  V below = V::Set(0);   // and in this
   for (size_t start = 0; start < n; start += kBlock) {
-    const size_t end = Min(n, start + kBlock);
-    const auto next = [&](size_t i) SOFTLANE_LAMBDA {
-      const V x = panel.Load(i);
-      ExpParts<V> e = Exp<kOrdinary>(x, ref);
-      keep(i, e);
-      if constexpr (kSkips) {
-        const auto counts = Lt(x, max);
-        e.scale = IfThenElseZero(counts, e.scale);
-        here = Add(here, IfThenElseZero(counts, V::Set(1)));
-      }
-      return e;
-    };
-    if (n <= kLanes) {
-      for (size_t i = 0; i < n; ++i) sums[i] = ExpSum<V>::Of(next(i));
-    } else {
-      for (size_t lane = 0; lane < live; ++lane) {
-        ExpSum<V> sum;
-        if (start > 0) sum.Resume(sums[lane]);
-        for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
-        sum.Flush();
-        sums[lane] = sum.Total();
-      }
-    }
+    before = Add(before, Widen(below));
+    below = SumBlock<kSkips, kOrdinary>(panel, n, start, max, ref, keep, sums);
     if (n <= kBlock) break;
-    below = Add(below, Widen(here));
-    here = V::Set(0);
   }
   const auto most = static_cast<double>(n - 1);
   const bool may_repeat =
-      n > kBlock || AnyTrue(Lt(here, V::Set(static_cast<typename V::Scalar>(most))));
+      n > kBlock || AnyTrue(Lt(below, V::Set(static_cast<typename V::Scalar>(most))));
   W repeats = W::Set(0);
-  if (may_repeat) repeats = Sub(W::Set(most), Add(below, Widen(here)));
-  auto sum = FoldLanes(sums, live);
-  if (n > kLanes) sum = ExpSum<V>::InOrder(sum);
-  return {ToDouble2(sum), may_repeat, repeats};
+  if (may_repeat) repeats = Sub(W::Set(most), Add(before, Widen(below)));
+  return {SumOfLanes<V>(sums, n), may_repeat, repeats};
 }
 
 template <class P, class V, class Keep>
@@ -1148,14 +1190,55 @@ inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
                                      : PanelSumOf<true, false>(panel, n, range.max, ref, keep);
 }
 // The statistics of a panel.
+template <class V>
+SOFTLANE_INLINE Stats<V, Wide<V>> StatsOf(const Range<V>& range, const ExpReference<V>& ref,
+                                          const PanelSum<V>& all) {
+  Stats<V, Wide<V>> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
+  if (all.may_repeat) stats.AddRepeats(all.repeats);
+  return stats;
+}
 template <class P, class V, class Keep>
 SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
                                              const ExpReference<V>& ref, Keep keep) {
+  return StatsOf(range, ref, SumPanel(panel, n, range, ref, keep));
+}
+
+// What groups of panels are summed by.
+template <class V>
+struct GroupReferences {
+  Range<V> ranges[kGroup];
+  ExpReference<V> refs[kGroup];
+  bool ordinary = true;
+  template <class T>
+  GroupReferences(const Batch& b, const Group<T>& x, const GroupColumns& columns) {
+    ForGroup(b.n, columns,
+             [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, c)); });
+    for (size_t p = 0; p < kGroup; ++p) {
+      refs[p] = MakeReference(ranges[p].max, MakeFactor<V>(b.scale));
+      ordinary = ordinary && AllOrdinary(ranges[p].min, refs[p]);
+    }
+  }
+};
+// The sums of a group's panels, whose exps are ordinary, block by block of each: what is read then lies together, however long the columns.
+// keep(panel, i, exp) is shown all exps.
+template <bool kSkips, class T, class V, class Keep>
+SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
+                                                size_t n, const GroupReferences<V>& by, Keep keep) {
   using W = Wide<V>;
-  const PanelSum<V> all = SumPanel(panel, n, range, ref, keep);
-  Stats<V, W> stats{Widen(range.max), all.sum, Widen(Exp(range.max, ref))};
-  if (all.may_repeat) stats.AddRepeats(all.repeats);
-  return stats;
+  PanelLanes<V> sums[kGroup];
+  W repeats[kGroup];
+  for (W& r : repeats) r = W::Set(static_cast<double>(n - 1));
+  for (size_t start = 0; start < n; start += kBlock) {
+    for (size_t p = 0; p < kGroup; ++p) {
+      const ExpReference<V> ref = by.refs[p];
+      const V below = SumBlock<kSkips, true>(
+          x.At(columns.at[p]), n, start, by.ranges[p].max, ref,
+          [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { keep(p, i, e); }, sums[p]);
+      repeats[p] = Sub(repeats[p], Widen(below));
+    }
+  }
+  return MakeOfPanels(
+      [&](size_t p) { return PanelSum<V>{SumOfLanes<V>(sums[p], n), true, repeats[p]}; });
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -1217,31 +1300,41 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   }
 }
 
-// The same for a group; false, with nothing written, if a result is small or certain.
+// The same for a group; false, with nothing written, if an exp is not ordinary, or a result small or certain.
 template <class T>
-SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, const Group<T>& x, const OutGroup<T>& out) {
+SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
+                                const GroupColumns& columns) {
   using V = Vec<T>;
   using W = Wide<V>;
-  Range<V> ranges[kGroup];
-  ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
-  T* const tile = static_cast<T*>(b.scratch);
+  const GroupReferences<V> by(b, x, columns);
+  if (!by.ordinary) return false;
+  // Exps of long columns are computed twice.
+  T* const tile = b.n <= kMostGrouped ? static_cast<T*>(b.scratch) : nullptr;
+  const auto place = [=](size_t i, size_t p) { return tile + (p * b.n + i) * V::kLanes; };
+  const auto sums = GroupSums<false>(x, columns, b.n, by, [&](size_t p, size_t i, ExpParts<V> e) {
+    if (tile != nullptr) Store(Value(e), place(i, p));
+  });
   V hi[kGroup], lo[kGroup];
   for (size_t p = 0; p < kGroup; ++p) {
-    const ExpReference<V> ref = MakeReference(ranges[p].max, MakeFactor<V>(b.scale));
-    const OutPanel<T> place{tile + p * b.n * V::kLanes, sizeof(V), V::kLanes};
-    const Double2<W> sum = SumKept(x.At(p), b.n, ranges[p], ref, KeepPanel(place, b.n, b.scratch));
+    const Double2<W> sum = sums[p].sum;
     const auto parts = MakeFactorParts<V>(ToDouble2(W::Set(1)), W::Set(1), sum);
     const Factor<V> factor = PanelFactor<V>(parts);
-    const ExpParts<V> top = Exp(ranges[p].max, ref);
+    const ExpParts<V> top = Exp(by.ranges[p].max, by.refs[p]);
     const W certain = CertainExp<V>(Widen(Value(top)), Widen(top), sum);
-    const V least = Value(Exp(ranges[p].min, ref));
+    const V least = Value(Exp(by.ranges[p].min, by.refs[p]));
     if (AnyTrue(Lt(least, factor.small)) || AnyTrue(Lt(W::Set(0), certain))) return false;
     hi[p] = factor.hi;
     lo[p] = factor.lo;
   }
-  out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA {
-    return TimesPair(V::Load(tile + (p * b.n + i) * V::kLanes), hi[p], lo[p]);
-  });
+  if (tile != nullptr) {
+    out.Write(b.n, columns, [&](size_t i, size_t p, size_t) SOFTLANE_LAMBDA {
+      return TimesPair(V::Load(place(i, p)), hi[p], lo[p]);
+    });
+  } else {
+    out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+      return TimesPair(Value(Exp<true>(x.Load(i, c), by.refs[p])), hi[p], lo[p]);
+    });
+  }
   return true;
 }
 
@@ -1253,10 +1346,9 @@ SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Ran
 }
 
 // What makes the results of a panel of its elements.
-template <class P, class V>
-inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& range) {
+template <class V>
+inline LogMap<V> LogMapOf(const Batch& b, const Stats<V, Wide<V>>& stats) {
   V* tag = nullptr;
-  const auto stats = PanelStats(panel, b.n, range, b.scale);
   const auto log_sum = SplitFor<V>(stats.LogSum());
   return MakeLogMap<V>(Narrow(stats.max, tag), Narrow(log_sum.hi, tag), Narrow(log_sum.lo, tag),
                        b.scale);
@@ -1264,22 +1356,27 @@ inline LogMap<V> PanelLogMap(const Batch& b, const P& panel, const Range<V>& ran
 template <class P, class Out>
 inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
   using V = typename P::V;
-  const LogMap<V> map = PanelLogMap(b, panel, PanelRange(panel, b.n));
+  const LogMap<V> map = LogMapOf(b, PanelStats(panel, b.n, PanelRange(panel, b.n), b.scale));
   if (b.scale.unit) {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Unit(panel.Load(i)));
   } else {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Scaled(panel.Load(i)));
   }
 }
-// The same for a group; false, with nothing written, for a temperature.
+// The same for a group; false, with nothing written, for a temperature, or if an exp is not ordinary.
 template <class T>
-SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, const Group<T>& x, const OutGroup<T>& out) {
+SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
+                                   const GroupColumns& columns) {
   using V = Vec<T>;
   if (!b.scale.unit) return false;
-  Range<V> ranges[kGroup];
-  ForGroup(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, p)); });
-  const auto maps = MakeOfPanels([&](size_t p) { return PanelLogMap(b, x.At(p), ranges[p]); });
-  out.Write(b.n, [&](size_t i, size_t p) SOFTLANE_LAMBDA { return maps[p].Unit(x.Load(i, p)); });
+  const GroupReferences<V> by(b, x, columns);
+  if (!by.ordinary) return false;
+  const auto sums = GroupSums<true>(x, columns, b.n, by, [](size_t, size_t, ExpParts<V>) {});
+  const auto maps = MakeOfPanels(
+      [&](size_t p) { return LogMapOf(b, StatsOf(by.ranges[p], by.refs[p], sums[p])); });
+  out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+    return maps[p].Unit(x.Load(i, c));
+  });
   return true;
 }
 
@@ -1329,7 +1426,7 @@ class LogSumExpPanels {
   Waiting panels_[kMost];
 };
 
-// Calls group(Group, OutGroup) and panel(first column, Panel, OutPanel) for all columns.
+// Calls group(Group, OutGroup, GroupColumns) and panel(first column, Panel, OutPanel) for all columns.
 template <class T, class G, class P>
 inline void ForColumns(const Batch& b, G group, P panel) {
   const auto* x = static_cast<const T*>(b.x);
@@ -1341,22 +1438,23 @@ inline void ForColumns(const Batch& b, G group, P panel) {
   if constexpr (sizeof(T) < sizeof(typename Vec<T>::Scalar)) {
     panels(0, b.count);
   } else {
-    const auto columns = [&](size_t c) {
-      return group(Group<T>{x + c, b.x_stride}, OutGroup<T>{out + c, b.out_stride});
+    const auto groups = [&](const GroupColumns& columns) {
+      return group(Group<T>{x + columns.first, b.x_stride},
+                   OutGroup<T>{out + columns.first, b.out_stride}, columns);
     };
-    ForGroups<T>(out, b.count, b.grouped, columns, panels);
+    ForGroups<T>(out, b.count, b.grouped, groups, panels);
   }
 }
 template <class T>
 void SoftmaxCols(const Batch& b) {
   ForColumns<T>(
-      b, [&](const auto& x, const auto& out) { return SoftmaxGroup(b, x, out); },
+      b, [&](auto x, auto out, const auto& columns) { return SoftmaxGroup(b, x, out, columns); },
       [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
   ForColumns<T>(
-      b, [&](const auto& x, const auto& out) { return LogSoftmaxGroup(b, x, out); },
+      b, [&](auto x, auto out, const auto& columns) { return LogSoftmaxGroup(b, x, out, columns); },
       [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
 }
 template <class T>
