@@ -172,6 +172,10 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   if (any_competes(plan, 2)) return n <= 512;
   return log || n < 8 || n >= 32;
 }
+// The same for results that are one a column.
+bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
+  return mode == Mode::kCols && plan.classes > 16 && item_size(compute.type) > 2 && lie_far(plan);
+}
 // The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied. The
 // kernels do not with a temperature.
 bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute) {
@@ -505,13 +509,15 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
-  over_samples(plan, mode, nullptr, [&](size_t begin, size_t end) {
+  const bool grouped = wants_sum_groups(plan, mode, compute);
+  over_samples(plan, mode, grouped ? &x : nullptr, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
     batch.out = results;
+    batch.grouped = grouped;
     PackedRows row{&plan, {}, where, 4};
     if (mode == Mode::kPacked) {
       const double outside = b == nullptr ? -kInf : 0;
@@ -732,11 +738,19 @@ class CrossEntropy {
     std::vector<LossSum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
     const size_t grain = std::max<size_t>(1, kGrain / (block * std::max<size_t>(1, classes_)));
     parallel_for(blocks, grain, [&](size_t first, size_t last) {
-      for (size_t i = first; i < last; ++i) {
-        LossLanes sum;
-        samples(mode, i * block, std::min(plan_.samples, (i + 1) * block), divisor, sum);
-        if (!partial.empty()) partial[i] = sum.total();
-      }
+      const size_t end = std::min(plan_.samples, last * block);
+      size_t at = first * block;
+      LossLanes sum;
+      samples(mode, at, end, divisor, [&](const double* loss, size_t n) {
+        if (partial.empty()) return;
+        for (size_t done = 0, here = 0; done < n; done += here, at += here) {
+          here = std::min(n - done, block - at % block);
+          sum.add(loss + done, here);
+          if (at + here != end && (at + here) % block != 0) continue;
+          partial[at / block] = sum.total();
+          sum = LossLanes();
+        }
+      });
     });
     LossSum total;
     for (const LossSum& sum : partial) total.add(sum);
@@ -851,8 +865,9 @@ class CrossEntropy {
     return true;
   }
 
-  // The losses and gradients of samples [begin, end).
-  void samples(Mode mode, size_t begin, size_t end, double divisor, LossLanes& sum) const {
+  // The losses and gradients of samples [begin, end); calls put(losses, count) for these in order.
+  template <class F>
+  void samples(Mode mode, size_t begin, size_t end, double divisor, F put) const {
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
     LossBatch batch{};
@@ -884,6 +899,9 @@ class CrossEntropy {
     const bool is_half = item_size(compute_.type) == 2;
     const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode, 1));
     take_scratch(batch, copies, compute_.type);
+    batch.grouped = a_.grad == nullptr ? wants_sum_groups(plan_, mode, compute_)
+                                       : wants_groups(plan_, mode, compute_, false);
+    if (batch.grouped) batch.scratch = scratch.kernel();
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
     PackedRows row{&plan_, {}, a_.where, 5};
@@ -950,17 +968,17 @@ class CrossEntropy {
           batch.count = n;
           (by_columns ? table.cross_entropy_cols : table.cross_entropy_rows)[storage](batch);
         }
-        if (a_.reduction != Reduction::kNone) sum.add(loss, n);
-        const auto put = [&](const View* v, size_t operand, const double* values) {
+        put(loss, n);
+        const auto store = [&](const View* v, size_t operand, const double* values) {
           if (v == nullptr) return;
           unpack(values, DType::kFloat64,
                  {at(*v, operand, offsets, done), 0, run_stride(plan_, operand), 1, n}, v->dtype,
                  v->swapped);
         };
-        put(losses_, 4, loss);
-        put(a_.stats[0], 7, logsumexps);
-        put(a_.stats[1], 8, log_probs);
-        put(a_.stats[2], 9, entropies);
+        store(losses_, 4, loss);
+        store(a_.stats[0], 7, logsumexps);
+        store(a_.stats[1], 8, log_probs);
+        store(a_.stats[2], 9, entropies);
         if (a_.stats[3] != nullptr) {
           for (size_t i = 0; i < n; ++i) *at(*a_.stats[3], 10, offsets, done + i) = correct[i];
         }

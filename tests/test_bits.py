@@ -237,6 +237,78 @@ def test_columns_at_any_distance(fused_isa: str, name: str, dtype: DType) -> Non
             assert_rows(got, expected, f"{n} rows {distance} bytes apart", chosen)
 
 
+# More than a panel, less than a group, whose panels then overlap, whole groups and what is left of several.
+WIDTHS = (17, 31, 32, 33, 47, 48, 63, 64, 65, 79, 80, 81, 100, 112, 127, 128, 129)
+
+
+def far_apart(x: Array, first: int = 0) -> Array:
+    """The rows of x as columns, from `first` on of an array that is larger than an L2 cache."""
+    count, n = x.shape
+    distance = max((600 << 10) // n // x.itemsize, count + first)
+    room = np.zeros((n, distance), x.dtype)
+    room[:, first : first + count] = x.T
+    return room[:, first : first + count]
+
+
+@every_call
+@every_float
+@pytest.mark.parametrize("n", [20, 300, 2100])
+def test_groups_of_columns(fused_isa: str, name: str, dtype: DType, n: int) -> None:
+    """Any number of columns of a large array; the last two are not ordinary."""
+    x = to_dtype(3 * rng_for("groups", n).standard_normal((131, n)), dtype)
+    x[129, n // 2], x[130, 0] = -np.inf, np.nan
+    rows = Rows(x)
+    rows.targets[::7] = -100
+    rows.y = softlane.softmax(rows.x)
+    expected = CALLS[name](rows, -1, identity)
+    for width in (*(WIDTHS if n < 1000 else (17, 64, 100)), 131):
+        chosen = np.arange(131 - width, 131) if width == 131 else np.arange(width)
+        several = rows.pick(chosen)
+        for first in (0, 5):
+
+            def turn(a: Array, first: int = first) -> Array:
+                return far_apart(a, first) if a.shape[1] == n else a.T
+
+            got = CALLS[name](several, 0, turn)
+            assert_rows(got, expected, f"{width} columns from {first}", chosen)
+
+
+@every_float
+@pytest.mark.parametrize("n", [20, 300, 2100])
+def test_groups_of_columns_in_place(fused_isa: str, dtype: DType, n: int) -> None:
+    rng = rng_for("groups in place", n)
+    x, g = (to_dtype(3 * rng.standard_normal((129, n)), dtype) for _ in range(2))
+    y, log_y = softlane.softmax(x), softlane.log_softmax(x)
+    targets = rng.integers(0, n, 129)
+
+    def loss(x: Array, y: Array, axis: int, out: Array | None) -> Array:
+        count = len(y) if axis == -1 else y.shape[1]
+        options: Any = {"reduction": "none", "grad_out": out}
+        return np.asarray(softlane.cross_entropy_with_grad(x, targets[:count], axis, **options)[1])
+
+    calls: dict[str, tuple[Array, Array, Callable[[Array, Array, int, Any], Array]]] = {
+        "softmax": (x, y, lambda x, y, axis, out: softlane.softmax(x, axis, out=out)),
+        "log_softmax": (x, y, lambda x, y, axis, out: softlane.log_softmax(x, axis, out=out)),
+        "cross_entropy": (x, y, loss),
+        "softmax_backward": (
+            g,
+            y,
+            lambda g, y, axis, out: softlane.softmax_backward(g, y, axis, out=out),
+        ),
+        "log_softmax_backward": (
+            g,
+            log_y,
+            lambda g, y, axis, out: softlane.log_softmax_backward(g, y, axis, out=out),
+        ),
+    }
+    for name, (given, other, call) in calls.items():
+        expected = call(given, other, -1, None)
+        for width in WIDTHS if n < 1000 else (17, 64, 100):
+            columns = far_apart(given[:width], 5)
+            call(columns, far_apart(other[:width], 3), 0, columns)
+            assert_same_bits(columns.T, expected[:width], f"{name} of {width} columns")
+
+
 @pytest.mark.parametrize("call", [softlane.softmax, softlane.log_softmax])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("n", [5, 40, 300, 600, 2048, 2049])

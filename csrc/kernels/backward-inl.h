@@ -263,6 +263,69 @@ struct ColumnIo {
   }
 };
 
+// A row of a half type as chunks of floats.
+template <class T>
+struct FloatIo {
+  using V = Vec<T>;
+  static constexpr size_t kChunk = 512;
+  const BackwardBatch& b;
+  size_t row;
+  T* place = nullptr;  // of the results at hand
+  bool here[2] = {};   // a row that is one chunk is fetched once
+  float buffers[2][kChunk];
+
+  FloatIo(const BackwardBatch& batch, size_t r) : b(batch), row(r) {}
+  void Run(void (*of_floats)(const BackwardBatch&, size_t)) {
+    const size_t chunk = b.chunked == nullptr ? kChunk : Min(kChunk, b.chunked->chunk);
+    const ChunkIo io{&FloatIo::Fetch, &FloatIo::Put, this, chunk};
+    BackwardBatch floats = b;
+    floats.count = 1;
+    floats.chunked = &io;
+    of_floats(floats, 0);
+  }
+  static void* Fetch(void* context, int operand, size_t start, size_t count) {
+    FloatIo& self = *static_cast<FloatIo*>(context);
+    const BackwardBatch& b = self.b;
+    float* to = self.buffers[operand];
+    if (self.here[operand]) return to;
+    self.here[operand] = count == b.n;
+    const T* from;
+    if (b.chunked != nullptr) {
+      auto* chunk = static_cast<T*>(b.chunked->fetch(b.chunked->context, operand, start, count));
+      if (operand == 0) self.place = chunk;
+      from = chunk;
+    } else {
+      self.place = Step<T>(b.out, self.row, b.out_stride) + start;
+      from = operand == 0 ? Step<const T>(b.grad, self.row, b.grad_stride)
+                          : Step<const T>(b.y, self.row, b.y_stride);
+      from += start;
+    }
+    for (size_t i = 0; i < count; i += V::kLanes) {
+      Store(V::LoadN(from + i, static_cast<int>(Min(V::kLanes, count - i)), 0), to + i);
+    }
+    return to;
+  }
+  static void Put(void* context, int operand, size_t start, size_t count) {
+    const FloatIo& self = *static_cast<FloatIo*>(context);
+    for (size_t i = 0; i < count; i += V::kLanes) {
+      StoreN(V::Load(self.buffers[0] + i), self.place + i,
+             static_cast<int>(Min(V::kLanes, count - i)));
+    }
+    const ChunkIo* io = self.b.chunked;
+    if (io != nullptr) io->put(io->context, operand, start, count);
+  }
+};
+// Does a row by what does it for the arithmetic's type.
+template <class T>
+inline void CarefulRow(const BackwardBatch& b, size_t row,
+                       void (*careful)(const BackwardBatch&, size_t)) {
+  if constexpr (sizeof(T) == sizeof(typename Vec<T>::Scalar)) {
+    careful(b, row);
+  } else {
+    FloatIo<T>(b, row).Run(careful);
+  }
+}
+
 // out = f(g, y) for the columns of a panel in which `fine`; the others are left to `row`.
 template <class P, class Out, class M, class F>
 inline void MapPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out, M fine, F f,
@@ -544,7 +607,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       const size_t row = first + r;
       const bool lost = may_lose && total[r] == 0 && LargestGrad<true, T>(b, row) != 0;
       if (lost || fits[r] == 0) {
-        SoftmaxBackwardRow<T>(b, row);
+        CarefulRow<T>(b, row, SoftmaxBackwardRow<typename V::Scalar>);
         continue;
       }
       const Split<V> dot(high.All(r), low.All(r));
@@ -774,7 +837,7 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     const PerRow fits(LogSoftmaxGrad<V>::Fits(sums, totals, b.n, b.scale));
     for (size_t r = 0; r < rows; ++r) {
       if (fits[r] == 0) {
-        LogSoftmaxBackwardRow<T>(b, first + r);
+        CarefulRow<T>(b, first + r, LogSoftmaxBackwardRow<typename V::Scalar>);
       } else {
         const Split<V> sum(high.All(r), low.All(r));
         MapPairs<T>(b, first + r, LogSoftmaxGrad<V>(sum, floor.All(r)));

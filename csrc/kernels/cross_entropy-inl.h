@@ -685,66 +685,137 @@ struct PanelTargets {
   }
 };
 
+// The samples of a panel, but for their statistics and gaps.
+template <class V>
+inline Sample<V, Wide<V>> PanelSample(const LossBatch& b, size_t first, int columns,
+                                      const PanelTargets<V>& given) {
+  Sample<V, Wide<V>> sample;
+  sample.target = Widen(V::Load(given.logit));
+  sample.weight = given.weight;
+  sample.weight_sum = WeightSums<Wide<V>>(b, first, static_cast<size_t>(columns));
+  sample.coef = given.coef;
+  sample.gap = ToDouble2(Wide<V>::Set(0));
+  return sample;
+}
+template <class V>
+inline void PutPanelLosses(const LossBatch& b, size_t first, int columns,
+                           const PanelTargets<V>& given, const Sample<V, Wide<V>>& sample,
+                           const LossTerms<Wide<V>>& terms) {
+  StoreN(SampleLoss(sample, terms), b.loss + first, columns);
+  for (int c = 0; !given.all_live && c < columns; ++c) {
+    if (given.live[c] == 0) b.loss[first + static_cast<size_t>(c)] = 0;
+  }
+}
+// What the gradient of a panel is made of.
+template <class V>
+struct PanelGrad {
+  GradTerms<Wide<V>> terms;
+  Factor<V> factor;
+  bool plain;  // the results are ordinary numbers
+  typename V::Mask live;
+  PanelGrad(const PanelTargets<V>& given, const Sample<V, Wide<V>>& sample, const Range<V>& range,
+            const ExpReference<V>& ref, const LossTerms<Wide<V>>& loss)
+      : terms(SampleGrad(sample, Widen(Exp(V::Load(given.logit), ref)), loss)),
+        factor(PanelFactor<V>(
+            MakeFactorParts<V>(terms.prob, Div(Wide<V>::Set(1), terms.prob.hi), terms.sum))),
+        plain(!AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small))),
+        live(Eq(V::Load(given.live), V::Set(1))) {}
+  // Writes the elements at the targets.
+  template <class T>
+  void PutTargets(const PanelTargets<V>& given, const OutPanel<T>& out) const {
+    typename V::Scalar at_target[V::kLanes];
+    Store(Narrow(terms.at_target, static_cast<V*>(nullptr)), at_target);
+    for (int c = 0; c < out.columns; ++c) {
+      if (given.live[c] == 0) continue;
+      StoreOne(at_target[c], Step<T>(out.out, given.target[c], out.stride) + c);
+    }
+  }
+};
+
 template <class P, class Out, class S>
 inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename P::V>>& terms,
                               size_t first, P panel, Out out, const S* shares) {
-  using T = typename P::T;
-  using V = Vec<T>;
-  using W = Wide<V>;
-  constexpr int kLanes = V::kLanes;
+  using V = typename P::V;
   if (shares != nullptr) MakePanelShareFacts(b, first, *shares);
   const PanelTargets<V> given(b, first, panel, shares);
   const PanelWeights<S> weights{b.weight, shares};
   const Range<V> range = PanelRange(panel, b.n);
-  const V max = range.max, logit = V::Load(given.logit);
-  const ExpReference<V> ref = MakeReference(max, MakeFactor<V>(b.scale));
-  Sample<V, W> sample;
-  sample.target = Widen(logit);
-  sample.weight = given.weight;
-  sample.weight_sum = WeightSums<W>(b, first, static_cast<size_t>(panel.columns));
-  sample.coef = given.coef;
-  sample.gap = ToDouble2(W::Set(0));
-  if (terms.smooth) sample.gap = PanelGap(panel, b.n, weights, Widen(max));
+  const ExpReference<V> ref = MakeReference(range.max, MakeFactor<V>(b.scale));
+  auto sample = PanelSample(b, first, panel.columns, given);
+  if (terms.smooth) sample.gap = PanelGap(panel, b.n, weights, Widen(range.max));
   PanelFacts<V> facts;
-  if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, max, ref, terms);
-  if (b.grad == nullptr || terms.smooth) {
-    sample.stats = PanelStats(panel, b.n, range, ref, [](size_t, ExpParts<V>) {});
-  } else {
-    sample.stats = PanelStats(panel, b.n, range, ref,
-                              [&](size_t i, ExpParts<V> e) { out.Store(i, Value(e)); });
-  }
-  StoreN(SampleLoss(sample, terms), b.loss + first, panel.columns);
-  if (b.stats != nullptr) PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
-  if (!given.all_live) {
-    for (int c = 0; c < panel.columns; ++c) {
-      if (given.live[c] != 0) continue;
-      b.loss[first + static_cast<size_t>(c)] = 0;
-      PutNoStats(b, first + static_cast<size_t>(c));
+  if (b.stats != nullptr) facts = MakePanelFacts(panel, b.n, range.max, ref, terms);
+  const bool keeps = b.grad != nullptr && !terms.smooth;
+  sample.stats = PanelStats(panel, b.n, range, ref, [=](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA {
+    if (keeps) out.Store(i, Value(e));
+  });
+  PutPanelLosses(b, first, panel.columns, given, sample, terms);
+  if (b.stats != nullptr) {
+    PutPanelStats<V>(b, first, panel.columns, facts, sample, terms);
+    for (int c = 0; !given.all_live && c < panel.columns; ++c) {
+      if (given.live[c] == 0) PutNoStats(b, first + static_cast<size_t>(c));
     }
   }
   if (b.grad == nullptr) return;
-  const GradTerms<W> grads = SampleGrad(sample, Widen(Exp(logit, ref)), terms);
-  const Factor<V> factor =
-      PanelFactor<V>(MakeFactorParts<V>(grads.prob, Div(W::Set(1), grads.prob.hi), grads.sum));
-  const bool plain = !AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small));
-  const auto is_live = Eq(V::Load(given.live), V::Set(1));
+  const PanelGrad<V> grad(given, sample, range, ref, terms);
   for (size_t i = 0; i < b.n; ++i) {
     V g;
     if (terms.smooth) {
-      g = Smoothed(factor, Widen(Exp(panel.Load(i), ref)),
-                   PullOf(grads.share, weights.template Load<W>(i)));
+      g = Smoothed(grad.factor, Widen(Exp(panel.Load(i), ref)),
+                   PullOf(grad.terms.share, weights.template Load<Wide<V>>(i)));
     } else {
       const V e = out.Load(i);
-      g = plain ? factor.Plain(e) : factor(e);
+      g = grad.plain ? grad.factor.Plain(e) : grad.factor(e);
     }
-    out.Store(i, IfThenElseZero(is_live, g));
+    out.Store(i, IfThenElseZero(grad.live, g));
   }
-  typename V::Scalar at_target[kLanes];
-  Store(Narrow(grads.at_target, static_cast<V*>(nullptr)), at_target);
-  for (int c = 0; c < panel.columns; ++c) {
-    if (given.live[c] == 0) continue;
-    StoreOne(at_target[c], Step<T>(out.out, given.target[c], out.stride) + c);
+  grad.PutTargets(given, out);
+}
+
+// The same for a group, without smoothing or statistics; false, with no gradient written, if an exp or a result is not
+// ordinary.
+template <class T>
+SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Vec<T>>>& terms,
+                                     Group<T> x, OutGroup<T> out, const GroupColumns& columns) {
+  using V = Vec<T>;
+  const GroupReferences<V> by(b, x, columns);
+  if (!by.ordinary) return false;
+  const bool keeps = b.grad != nullptr && b.n <= kMostGrouped;
+  T* const tile = keeps ? static_cast<T*>(b.scratch) : nullptr;
+  const auto stats = GroupStats<T>(x, columns, b.n, by, tile);
+  const auto first = [&](size_t p) { return columns.first + columns.at[p]; };
+  const auto given = MakeOfPanels([&](size_t p) {
+    return PanelTargets<V>(b, first(p), x.At(columns.at[p]), static_cast<Panel<T>*>(nullptr));
+  });
+  const auto samples = MakeOfPanels([&](size_t p) {
+    auto sample = PanelSample(b, first(p), V::kLanes, given[p]);
+    sample.stats = stats[p];
+    PutPanelLosses(b, first(p), V::kLanes, given[p], sample, terms);
+    return sample;
+  });
+  if (b.grad == nullptr) return true;
+  const auto grads = MakeOfPanels([&](size_t p) {
+    return PanelGrad<V>(given[p], samples[p], by.ranges[p], by.refs[p], terms);
+  });
+  for (size_t p = 0; p < kGroup; ++p) {
+    if (!grads[p].plain) return false;
   }
+  const auto write = [&](auto exp) SOFTLANE_LAMBDA {
+    out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+      return IfThenElseZero(grads[p].live, grads[p].factor.Plain(exp(i, p, c)));
+    });
+  };
+  if (keeps) {
+    write([=](size_t i, size_t p, size_t)
+              SOFTLANE_LAMBDA { return V::Load(tile + (p * b.n + i) * V::kLanes); });
+  } else {
+    write([&](size_t i, size_t p, size_t c)
+              SOFTLANE_LAMBDA { return Value(Exp<true>(x.Load(i, c), by.refs[p])); });
+  }
+  for (size_t p = 0; p < kGroup; ++p) {
+    grads[p].PutTargets(given[p], OutPanel<T>{out.out + columns.at[p], out.stride, V::kLanes});
+  }
+  return true;
 }
 
 template <class T>
@@ -752,19 +823,38 @@ void CrossEntropyCols(const LossBatch& b) {
   using Scalar = typename Vec<T>::Scalar;
   using S = Panel<Scalar>;
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
-  const auto run = [&](size_t first, auto panel, auto out) {
-    if (sizeof(T) == sizeof(Scalar) && b.shares != nullptr) {
-      const S shares = PanelAt<Scalar>(b.shares, b.share_stride, b.count, first,
-                                       static_cast<size_t>(panel.columns));
-      CrossEntropyPanel(b, terms, first, panel, out, &shares);
+  const auto* x = static_cast<const T*>(b.x);
+  auto* grad = static_cast<T*>(b.grad);
+  const auto panels = [&](size_t start, size_t end) {
+    const auto run = [&](size_t c, auto panel, auto out) {
+      const size_t first = start + c;
+      if (sizeof(T) == sizeof(Scalar) && b.shares != nullptr) {
+        const S shares = PanelAt<Scalar>(b.shares, b.share_stride, b.count, first,
+                                         static_cast<size_t>(panel.columns));
+        CrossEntropyPanel(b, terms, first, panel, out, &shares);
+      } else {
+        CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
+      }
+    };
+    T* const out = grad == nullptr ? nullptr : grad + start;
+    if constexpr (sizeof(T) == sizeof(Scalar)) {
+      ForPanels<T>(x + start, b.x_stride, out, b.grad_stride, end - start, b.n, Copies::Of(b), run);
     } else {
-      CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
+      ForCopiedPanels<T>(x + start, b.x_stride, out, b.grad_stride, end - start, b.n, Copies::Of(b),
+                         run);
     }
   };
-  if constexpr (sizeof(T) == sizeof(Scalar)) {
-    ForPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b), run);
+  if constexpr (sizeof(T) < sizeof(Scalar)) {
+    panels(0, b.count);
   } else {
-    ForCopiedPanels<T>(b.x, b.x_stride, b.grad, b.grad_stride, b.count, b.n, Copies::Of(b), run);
+    const bool grouped = b.grouped && !terms.smooth && b.stats == nullptr && b.shares == nullptr;
+    const auto group = [&](const GroupColumns& columns) {
+      const size_t c = columns.first;
+      return CrossEntropyGroup<T>(b, terms, {x + c, b.x_stride},
+                                  {grad == nullptr ? nullptr : grad + c, b.grad_stride}, columns);
+    };
+    ForGroups<T>(grad == nullptr ? static_cast<const void*>(x) : grad, b.count, grouped, group,
+                 panels);
   }
 }
 

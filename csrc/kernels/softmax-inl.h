@@ -1209,8 +1209,8 @@ struct GroupReferences {
   Range<V> ranges[kGroup];
   ExpReference<V> refs[kGroup];
   bool ordinary = true;
-  template <class T>
-  GroupReferences(const Batch& b, const Group<T>& x, const GroupColumns& columns) {
+  template <class B, class T>
+  GroupReferences(const B& b, const Group<T>& x, const GroupColumns& columns) {
     ForGroup(b.n, columns,
              [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA { ranges[p].Add(x.Load(i, c)); });
     for (size_t p = 0; p < kGroup; ++p) {
@@ -1239,6 +1239,17 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   }
   return MakeOfPanels(
       [&](size_t p) { return PanelSum<V>{SumOfLanes<V>(sums[p], n), true, repeats[p]}; });
+}
+
+// The statistics of a group's panels. Their exps go to `tile`, panel after panel, unless it is null.
+template <class T, class V>
+SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStats(Group<T> x, const GroupColumns& columns,
+                                                     size_t n, const GroupReferences<V>& by,
+                                                     T* tile) {
+  const auto sums = GroupSums<true>(x, columns, n, by, [=](size_t p, size_t i, ExpParts<V> e) {
+    if (tile != nullptr) Store(Value(e), tile + (p * n + i) * V::kLanes);
+  });
+  return MakeOfPanels([&](size_t p) { return StatsOf(by.ranges[p], by.refs[p], sums[p]); });
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -1371,9 +1382,8 @@ SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   if (!b.scale.unit) return false;
   const GroupReferences<V> by(b, x, columns);
   if (!by.ordinary) return false;
-  const auto sums = GroupSums<true>(x, columns, b.n, by, [](size_t, size_t, ExpParts<V>) {});
-  const auto maps = MakeOfPanels(
-      [&](size_t p) { return LogMapOf(b, StatsOf(by.ranges[p], by.refs[p], sums[p])); });
+  const auto stats = GroupStats<T>(x, columns, b.n, by, nullptr);
+  const auto maps = MakeOfPanels([&](size_t p) { return LogMapOf(b, stats[p]); });
   out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
     return maps[p].Unit(x.Load(i, c));
   });
@@ -1390,18 +1400,18 @@ class LogSumExpPanels {
   ~LogSumExpPanels() { Finish(); }
   template <class P>
   void Add(size_t first, P panel) {
-    if (waiting_ == kMost) Finish();
-    Waiting& w = panels_[waiting_++];
-    w.first = first;
-    w.columns = panel.columns;
-    w.stats = PanelStats(panel, b_.n, PanelRange(panel, b_.n), b_.scale);
-    w.invalid = W::Set(0);
+    Add(first, panel.columns, PanelStats(panel, b_.n, PanelRange(panel, b_.n), b_.scale));
+    Waiting& w = panels_[waiting_ - 1];
     if (!AnyTrue(Eq(Abs(w.stats.max), W::Set(kInf)))) return;
     // SciPy's answer for infinities beside a NaN.
     for (size_t i = 0; i < b_.n; ++i) {
       const W x = Widen(panel.Load(i));
       w.invalid = IfThenElse(IsNaN(x), x, w.invalid);
     }
+  }
+  void Add(size_t first, int columns, const Stats<V, W>& stats) {
+    if (waiting_ == kMost) Finish();
+    panels_[waiting_++] = {first, columns, stats, W::Set(0)};
   }
 
  private:
@@ -1459,9 +1469,28 @@ void LogSoftmaxCols(const Batch& b) {
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {
-  LogSumExpPanels<Vec<T>> panels(b);
-  ForPanels<T>(b.x, b.x_stride, nullptr, 0, b.count, b.n, Copies{},
-               [&](size_t first, auto panel, auto) { panels.Add(first, panel); });
+  using V = Vec<T>;
+  LogSumExpPanels<V> logs(b);
+  const auto* x = static_cast<const T*>(b.x);
+  const auto panels = [&](size_t start, size_t end) {
+    ForPanels<T>(x + start, b.x_stride, nullptr, 0, end - start, b.n, Copies{},
+                 [&](size_t first, auto panel, auto) { logs.Add(start + first, panel); });
+  };
+  if constexpr (sizeof(T) < sizeof(typename V::Scalar)) {
+    panels(0, b.count);
+  } else {
+    const auto group = [&](const GroupColumns& columns) {
+      const Group<T> group{x + columns.first, b.x_stride};
+      const GroupReferences<V> by(b, group, columns);
+      if (!by.ordinary) return false;
+      const auto stats = GroupStats<T>(group, columns, b.n, by, nullptr);
+      for (size_t p = 0; p < kGroup; ++p) {
+        logs.Add(columns.first + columns.at[p], V::kLanes, stats[p]);
+      }
+      return true;
+    };
+    ForGroups<T>(x, b.count, b.grouped, group, panels);
+  }
 }
 
 // ---- short rows, turned into a panel ------------------------------------------------------------

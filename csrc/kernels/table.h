@@ -83,7 +83,8 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  bool copies;  // only with a gradient, but for columns of half types always
+  bool copies;   // only with a gradient, but for columns of half types always
+  bool grouped;  // columns of float or double, n above a vector's lanes
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
