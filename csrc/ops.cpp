@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -157,30 +158,32 @@ bool wants_copies(const Plan& plan, Mode mode, size_t inputs) {
   return mode == Mode::kCols && plan.classes <= kMostCopied / inputs &&
          any_competes(plan, inputs + 1);
 }
-// Whether the columns of an operand lie in half of an L2 cache or more.
-bool lie_far(const Plan& plan) {
-  constexpr size_t kFar = 512 << 10;  // bytes
-  return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0])) > kFar;
+// Whether the columns of an operand reach over more memory than an L1 cache has, or than half of an L2 cache.
+bool reach(const Plan& plan, size_t bytes) {
+  return plan.classes * static_cast<size_t>(std::abs(plan.axis[0].stride[0])) > bytes;
 }
-// Whether columns of float and double are worked on several panels at a time, which pays in large arrays: but for the
-// longest that compete, for which copies are quicker, and, of softmax, those of 8 to 31 elements that do not (measured:
-// bench/NOTES.md) and those whose exps the scratch does not hold. The kernels do not for log_softmax with a temperature.
+bool lie_wide(const Plan& plan) { return reach(plan, 48 << 10); }
+bool lie_far(const Plan& plan) { return reach(plan, 512 << 10); }
+// Whether columns of float and double are worked on several panels at a time, which pays where they reach far: but for
+// long ones that compete, for which copies are quicker, and for softmax and gradients if they are short (measured:
+// bench/NOTES.md). The kernels do not for log_softmax with a temperature.
 bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   const size_t n = plan.classes;
-  if (mode != Mode::kCols || !lie_far(plan)) return false;
+  if (mode != Mode::kCols || !lie_wide(plan)) return false;
   if (item_size(compute.type) == 2 || (log && !compute.scale.unit)) return false;
-  if (any_competes(plan, 2)) return n <= 512;
-  return log || n < 8 || n >= 32;
+  if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
+  return log || (lie_far(plan) ? n < 8 || n >= 32 : n >= 200);
 }
 // The same for results that are one a column.
-bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
-  return mode == Mode::kCols && plan.classes > 16 && item_size(compute.type) > 2 && lie_far(plan);
+bool wants_sum_groups(const Plan& plan, Mode mode) {
+  return mode == Mode::kCols && plan.classes > 16 && lie_wide(plan);
 }
-// The same for pairs, which it costs less: those that compete, too, and those of half types, which else are copied. The
-// kernels do not with a temperature.
-bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute) {
+// The same for pairs, which it costs less: those of half types, too, which else are copied, and those whose exps are
+// needed. The kernels do not with a temperature.
+bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
-  return item_size(compute.type) == 2 || lie_far(plan) || any_competes(plan, 3);
+  if (log || item_size(compute.type) == 2 || any_competes(plan, 3)) return true;
+  return lie_far(plan) || (lie_wide(plan) && plan.classes >= 128);
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
@@ -188,6 +191,11 @@ template <class B>
 void take_scratch(B& batch, bool copies, DType type) {
   batch.copies = copies;
   if (copies || item_size(type) == 2) batch.scratch = scratch.kernel();
+}
+// The same for the exps of groups, which those of long columns compute twice.
+template <class B>
+void keep_exps(B& batch) {
+  if (batch.n <= kMostGrouped) batch.scratch = scratch.kernel();
 }
 
 // Calls body(begin, end) over samples. In column mode pieces are whole panels of 16 or, if the columns of `grouped` are
@@ -445,27 +453,28 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
     batch.n = plan.classes;
     batch.scale = compute.scale;
     take_scratch(batch, copies, compute.type);
-    if (grouped && !log) batch.scratch = scratch.kernel();
+    if (grouped && !log) keep_exps(batch);
     batch.grouped = grouped;
-    PackedRows row{&plan, {}, where, 2};
+    std::optional<PackedRows> row;
     if (mode == Mode::kPacked) {
       const double masked = log ? -kInf : 0;
-      row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, compute.factor, -kInf};
-      row.slots[1] = {&out, 1, nullptr, scratch.pack(0), compute.type, 1, masked};
+      row = PackedRows{&plan, {}, where, 2};
+      row->slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, compute.factor, -kInf};
+      row->slots[1] = {&out, 1, nullptr, scratch.pack(0), compute.type, 1, masked};
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
-      if (mode == Mode::kPacked) {
-        batch.chunked = row.chunked();
+      if (row) {
+        batch.chunked = row->chunked();
         batch.x = batch.out = scratch.pack(0);
-        batch.x_stride = batch.out_stride = row.stride(0);
-        const bool unpacks = !row.lies_packed(1);
+        batch.x_stride = batch.out_stride = row->stride(0);
+        const bool unpacks = !row->lies_packed(1);
         for (size_t done = 0; done < count; done += batch.count) {
-          batch.count = std::min(row.batch(), count - done);
+          batch.count = std::min(row->batch(), count - done);
           if (!unpacks) {
             batch.out = out.data + at[1] + static_cast<ptrdiff_t>(done) * run_stride(plan, 1);
           }
-          row.run(at, done, batch.count, 1, unpacks ? 1 : -1, [&] { rows(batch); });
-          if (!unpacks && where != nullptr) row.mask_nan_rows(at, done, batch.count, 1);
+          row->run(at, done, batch.count, 1, unpacks ? 1 : -1, [&] { rows(batch); });
+          if (!unpacks && where != nullptr) row->mask_nan_rows(at, done, batch.count, 1);
         }
         return;
       }
@@ -509,7 +518,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
-  const bool grouped = wants_sum_groups(plan, mode, compute);
+  const bool grouped = wants_sum_groups(plan, mode);
   over_samples(plan, mode, grouped ? &x : nullptr, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
@@ -518,11 +527,12 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
     batch.scale = compute.scale;
     batch.out = results;
     batch.grouped = grouped;
-    PackedRows row{&plan, {}, where, 4};
+    std::optional<PackedRows> row;
     if (mode == Mode::kPacked) {
+      row = PackedRows{&plan, {}, where, 4};
       const double outside = b == nullptr ? -kInf : 0;
-      row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, 1, outside};
-      if (b != nullptr) row.slots[1] = {b, 3, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
+      row->slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type, 1, outside};
+      if (b != nullptr) row->slots[1] = {b, 3, nullptr, scratch.pack(1), DType::kFloat64, 1, 0};
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       const auto store = [&](const View& to, size_t operand, size_t done, size_t n,
@@ -532,25 +542,25 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
         unpack(values, DType::kFloat64, {p, 0, step, 1, n}, to.dtype, to.swapped);
       };
       for (size_t done = 0; done < count;) {
-        const size_t most = mode == Mode::kPacked ? std::min(kBlock, row.batch()) : kBlock;
+        const size_t most = row ? std::min(kBlock, row->batch()) : kBlock;
         const size_t block = std::min(most, count - done);
         double signs[kBlock];
-        if (mode == Mode::kPacked && b != nullptr) {
-          row.run(at, done, block, 3, -1, [&] {
+        if (row && b != nullptr) {
+          row->run(at, done, block, 3, -1, [&] {
             table.logsumexp_weighted({reinterpret_cast<const double*>(scratch.pack(0)),
                                       reinterpret_cast<const double*>(scratch.pack(1)), block,
-                                      plan.classes, row.chunked(),
+                                      plan.classes, row->chunked(),
                                       out.dtype == DType::kFloat64 ? 1 : 0x1p-20, results, signs});
           });
           for (size_t i = 0; sign == nullptr && i < block; ++i) {
             if (signs[i] < 0) results[i] = kNaN;
           }
-        } else if (mode == Mode::kPacked) {
+        } else if (row) {
           batch.x = scratch.pack(0);
-          batch.x_stride = row.stride(0);
+          batch.x_stride = row->stride(0);
           batch.count = block;
-          batch.chunked = row.chunked();
-          row.run(at, done, block, 1, -1, [&] { table.logsumexp_rows[storage](batch); });
+          batch.chunked = row->chunked();
+          row->run(at, done, block, 1, -1, [&] { table.logsumexp_rows[storage](batch); });
         } else {
           const bool by_columns = mode == Mode::kCols;
           const ptrdiff_t step = run_stride(plan, 0);
@@ -725,8 +735,8 @@ class CrossEntropy {
     // Operand 1 has the strides of the logits where there is no gradient.
     const size_t operands = shares_ ? 3 : a_.grad != nullptr ? 2 : 1;
     Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, operands, item);
-    // The kernels take columns of half types in copies, and without probabilities.
-    const bool lacks = item == 2 && (shares_ || classes_ > kMostCopied);
+    // The kernels take columns of half types without probabilities.
+    const bool lacks = item == 2 && shares_;
     if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
@@ -899,22 +909,24 @@ class CrossEntropy {
     const bool is_half = item_size(compute_.type) == 2;
     const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode, 1));
     take_scratch(batch, copies, compute_.type);
-    batch.grouped = a_.grad == nullptr ? wants_sum_groups(plan_, mode, compute_)
-                                       : wants_groups(plan_, mode, compute_, false);
-    if (batch.grouped) batch.scratch = scratch.kernel();
+    batch.grouped = is_half              ? mode == Mode::kCols && classes_ > 16
+                    : a_.grad == nullptr ? wants_sum_groups(plan_, mode)
+                                         : wants_groups(plan_, mode, compute_, false);
+    if (batch.grouped && a_.grad != nullptr) keep_exps(batch);
     const KernelTable& table = active_table();
     const Storage storage = storage_of(compute_.type);
-    PackedRows row{&plan_, {}, a_.where, 5};
+    std::optional<PackedRows> packed;
     RowOptions options;
     View ones;
     if (mode == Mode::kPacked) {
+      PackedRows& row = packed.emplace(PackedRows{&plan_, {}, a_.where, 5});
       row.slots[0] = {&a_.logits,      0,    nullptr, scratch.pack(0), compute_.type,
                       compute_.factor, -kInf};
       if (a_.grad != nullptr) {
         row.slots[1] = {a_.grad, 1, nullptr, scratch.pack(0), compute_.type, 1, 0};
         if (a_.softcap != 0 || lift_ != 1) {
           row.slots[1].adjust = [&](double* grad, size_t start, size_t n, size_t rows) {
-            if (a_.softcap != 0) uncap(row, grad, start, n, rows);
+            if (a_.softcap != 0) uncap(*packed, grad, start, n, rows);
             if (lift_ != 1) multiply(grad, rows * n, lift_);
           };
         }
@@ -937,7 +949,7 @@ class CrossEntropy {
     }
     for_runs(plan_, begin, end, [&](const Offsets& offsets, size_t, size_t count) {
       for (size_t done = 0; done < count;) {
-        const size_t n = std::min(mode == Mode::kPacked ? packed_rows(row) : kBlock, count - done);
+        const size_t n = std::min(packed ? packed_rows(*packed) : kBlock, count - done);
         if (a_.sample_weight != nullptr) {
           for (size_t i = 0; i < n; ++i) coef[i] = sample_weight(offsets, done + i);
         }
@@ -952,9 +964,9 @@ class CrossEntropy {
           for (double* values : {loss, logsumexps, log_probs, entropies})
             std::fill_n(values, n, 0.0);
           std::fill_n(correct, n, false);
-        } else if (mode == Mode::kPacked) {
+        } else if (packed) {
           batch.count = n;
-          packed(row, options, offsets, done, batch, table.cross_entropy_rows[storage]);
+          packed_samples(*packed, options, offsets, done, batch, table.cross_entropy_rows[storage]);
         } else {
           const bool by_columns = mode == Mode::kCols;
           const auto place = [&](const View& v, size_t operand, ptrdiff_t* stride) {
@@ -1077,8 +1089,8 @@ class CrossEntropy {
 
   // Rows through the pack buffers. With `where`, weights outside are 0 and C counts the rest. With
   // probabilities the row's weights are w·t', and the loss is what smoothing alone would make of them.
-  void packed(PackedRows& row, RowOptions& options, const Offsets& offsets, size_t i,
-              LossBatch batch, void (*kernel)(const LossBatch&)) const {
+  void packed_samples(PackedRows& row, RowOptions& options, const Offsets& offsets, size_t i,
+                      LossBatch batch, void (*kernel)(const LossBatch&)) const {
     Slot& logits = row.slots[0];
     if (a_.softcap != 0 && compute_.factor > 1) {
       row.seek(offsets, i);
@@ -1150,14 +1162,13 @@ void cross_entropy(const CrossEntropyArgs& args) {
 }
 
 void exp_sums(const View& x, const View& states, uint64_t axes) {
-  // In double: near 0 the logarithm of the sum has digits that float exps do not.
   const Compute compute = make_compute(x, nullptr, nullptr, 1, true);
   View flat = states;  // without the last axis
   flat.ndim -= 1;
   const Expanded state_strides(&flat, x.ndim, axes);
   const Plan plan =
       make_plan(x.ndim, x.shape.data(), axes, {x.strides.data(), state_strides.data()});
-  const auto rows = active_table().exp_sum_rows[storage_of(compute.type)];
+  const auto rows = active_table().exp_sum_rows;
   const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;
   over_samples(plan, mode, nullptr, [&](size_t begin, size_t end) {
@@ -1165,8 +1176,11 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
     batch.n = plan.classes;
     batch.scale = compute.scale;
     batch.count = 1;
-    PackedRows row{&plan, {}};
-    if (!direct) row.slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type};
+    std::optional<PackedRows> row;
+    if (!direct) {
+      row = PackedRows{&plan, {}};
+      row->slots[0] = {&x, 0, nullptr, scratch.pack(0), compute.type};
+    }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
       for (size_t done = 0; done < count; done += batch.count) {
         const auto place = [&](const View& v, size_t operand) {
@@ -1178,8 +1192,8 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
           rows(batch);
         } else {
           batch.x = scratch.pack(0);
-          batch.chunked = row.chunked();
-          row.run(at, done, 1, 1, -1, [&] { rows(batch); });
+          batch.chunked = row->chunked();
+          row->run(at, done, 1, 1, -1, [&] { rows(batch); });
         }
       }
     });
@@ -1253,11 +1267,9 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
   const auto cols =
       log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
-  Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
+  const Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
   const bool is_half = item_size(compute.type) == 2;
-  const bool lacks = is_half && plan.classes > kMostCopied / 2;  // room for two copies
-  if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
-  const bool grouped = wants_pair_groups(plan, mode, compute);
+  const bool grouped = wants_pair_groups(plan, mode, compute, log);
   const bool copies = is_half || wants_copies(plan, mode, 2);
   over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
@@ -1265,26 +1277,27 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
     batch.scale = compute.scale;
     take_scratch(batch, copies, compute.type);
     batch.grouped = grouped;
-    PackedRows row{&plan, {}};
+    std::optional<PackedRows> row;
     if (mode == Mode::kPacked) {
-      row.slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
-      row.slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
-      row.slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
+      row = PackedRows{&plan, {}};
+      row->slots[0] = {&grad_output, 0, nullptr, scratch.pack(0), compute.type};
+      row->slots[1] = {&output, 1, nullptr, scratch.pack(1), compute.type};
+      row->slots[2] = {&out, 2, nullptr, scratch.pack(0), compute.type};
       if (lift != 1) {
-        row.slots[2].adjust = [=](double* x, size_t, size_t n, size_t packed) {
-          multiply(x, packed * n, lift);
+        row->slots[2].adjust = [=](double* x, size_t, size_t n, size_t count) {
+          multiply(x, count * n, lift);
         };
       }
     }
     for_runs(plan, begin, end, [&](const Offsets& at, size_t, size_t count) {
-      if (mode == Mode::kPacked) {
-        batch.chunked = row.chunked();
+      if (row) {
+        batch.chunked = row->chunked();
         batch.grad = batch.out = scratch.pack(0);
         batch.y = scratch.pack(1);
-        batch.grad_stride = batch.y_stride = batch.out_stride = row.stride(0);
+        batch.grad_stride = batch.y_stride = batch.out_stride = row->stride(0);
         for (size_t done = 0; done < count; done += batch.count) {
-          batch.count = std::min(row.batch(), count - done);
-          row.run(at, done, batch.count, 3, 2, [&] { rows(batch); });
+          batch.count = std::min(row->batch(), count - done);
+          row->run(at, done, batch.count, 3, 2, [&] { rows(batch); });
         }
         return;
       }

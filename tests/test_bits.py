@@ -252,17 +252,20 @@ def far_apart(x: Array, first: int = 0) -> Array:
 
 @every_call
 @every_float
-@pytest.mark.parametrize("n", [20, 300, 2100])
+@pytest.mark.parametrize("n", [20, 300, 2100, 8200])
 def test_groups_of_columns(fused_isa: str, name: str, dtype: DType, n: int) -> None:
     """Any number of columns of a large array; the last two are not ordinary."""
-    x = to_dtype(3 * rng_for("groups", n).standard_normal((131, n)), dtype)
-    x[129, n // 2], x[130, 0] = -np.inf, np.nan
+    count = 131 if n < 8000 else 41
+    x = to_dtype(3 * rng_for("groups", n).standard_normal((count, n)), dtype)
+    x[-2, n // 2], x[-1, 0] = -np.inf, np.nan
     rows = Rows(x)
     rows.targets[::7] = -100
     rows.y = softlane.softmax(rows.x)
     expected = CALLS[name](rows, -1, identity)
-    for width in (*(WIDTHS if n < 1000 else (17, 64, 100)), 131):
-        chosen = np.arange(131 - width, 131) if width == 131 else np.arange(width)
+    for width in (*(WIDTHS if n < 1000 else (16, 17, 64, 100)), count):
+        if width > count:
+            continue
+        chosen = np.arange(width)
         several = rows.pick(chosen)
         for first in (0, 5):
 
@@ -271,6 +274,36 @@ def test_groups_of_columns(fused_isa: str, name: str, dtype: DType, n: int) -> N
 
             got = CALLS[name](several, 0, turn)
             assert_rows(got, expected, f"{width} columns from {first}", chosen)
+
+
+@every_float
+def test_options_of_losses_of_long_columns(fused_isa: str, dtype: DType) -> None:
+    """Longer than copies of half types may be."""
+    n = 8200
+    rng = rng_for("long columns", n)
+    rows = Rows(to_dtype(3 * rng.standard_normal((20, n)), dtype))
+    rows.x[7, 5], rows.x[9, 3] = -np.inf, np.nan
+    rows.targets[::6] = -100
+    columns = np.ascontiguousarray(rows.x.T)
+    losses: Callable[..., Any] = softlane.cross_entropy_with_grad
+    for options in (
+        {"label_smoothing": 0.1, "weight": rows.weight, "sample_weight": rows.sample_weight},
+        {"weight": rows.weight, "sample_weight": rows.sample_weight, "temperature": 0.7},
+        {"z_loss": 1e-2, "temperature": 2.0},
+    ):
+        loss, grad, stats = losses(
+            rows.x, rows.targets, reduction="none", return_stats=True, **options
+        )
+        got_loss, got_grad, got_stats = losses(
+            columns, rows.targets, 0, reduction="none", return_stats=True, **options
+        )
+        assert_same_bits(got_loss, loss, f"{options.keys()}")
+        assert_same_bits(got_grad.T, grad, f"{options.keys()}")
+        for field in stats._fields:
+            assert_same_bits(getattr(got_stats, field), getattr(stats, field), field)
+        plain_loss, plain_grad = losses(columns, rows.targets, 0, reduction="none", **options)
+        assert_same_bits(plain_loss, loss, f"{options.keys()}, without statistics")
+        assert_same_bits(plain_grad.T, grad, f"{options.keys()}, without statistics")
 
 
 @every_float

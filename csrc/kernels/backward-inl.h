@@ -186,82 +186,65 @@ SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* 
   }
 }
 
-// Calls panel(Panel of g, of y, OutPanel) for the panels of columns [first, end), or for copies of them: the panel of
-// out then lies over that of g.
-template <class T, class F>
-inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end, F panel) {
+// What does columns: panels of g and y, or copies of them, whose results then lie over those of g; rows; and groups, but
+// where they are not ordinary: false.
+template <class T>
+struct PairKernels {
+  using Scalar = typename Vec<T>::Scalar;
+  void (*panel)(const BackwardBatch&, const Panel<Scalar>&, const Panel<Scalar>&,
+                const OutPanel<Scalar>&);
+  void (*rows)(const BackwardBatch&);
+  bool (*group)(const BackwardBatch&, const PairGroup<T>&) = nullptr;
+};
+// Columns [first, end) in panels. Those of half types that are too long for copies are done as rows, one by one.
+template <class T>
+inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end,
+                          const PairKernels<T>& kernels) {
   using Scalar = typename Vec<T>::Scalar;
   const size_t count = end - first;
   const auto* g = static_cast<const T*>(b.grad) + first;
   const auto* y = static_cast<const T*>(b.y) + first;
   auto* out = static_cast<T*>(b.out) + first;
-  if (b.copies) {
+  if (b.n <= kMostCopied / 2 && b.copies) {
     // One half of the scratch for each operand.
     constexpr size_t kHalf = kScratchBytes / 2;
     constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
     auto* tile = static_cast<Scalar*>(b.scratch) + kHalf / sizeof(Scalar);
     ForCopiedPanels<T>(g, b.grad_stride, out, b.out_stride, count, b.n, Copies{b.scratch, kHalf},
-                       [&](size_t c, auto grad, auto result) {
+                       [&](size_t c, const Panel<Scalar>& grad, const OutPanel<Scalar>& result) {
                          CopyPanel(Panel<T>{y + c, b.y_stride, grad.columns}, b.n, tile);
-                         panel(grad, Panel<Scalar>{tile, kStep, grad.columns}, result);
+                         kernels.panel(b, grad, Panel<Scalar>{tile, kStep, grad.columns}, result);
                        });
-    return;
-  }
-  if constexpr (sizeof(T) == sizeof(Scalar)) {
+  } else if constexpr (sizeof(T) == sizeof(Scalar)) {
     ForPanelStarts<T>(out, count, [&](size_t c, size_t columns) {
-      panel(PanelAt<T>(g, b.grad_stride, count, c, columns),
-            PanelAt<T>(y, b.y_stride, count, c, columns),
-            OutPanelAt<T>(out, b.out_stride, count, c, columns));
+      kernels.panel(b, PanelAt<T>(g, b.grad_stride, count, c, columns),
+                    PanelAt<T>(y, b.y_stride, count, c, columns),
+                    OutPanelAt<T>(out, b.out_stride, count, c, columns));
     });
+  } else {
+    for (size_t c = 0; c < count; ++c) {
+      ColumnIo<T> column(g + c, b.grad_stride, y + c, b.y_stride, out + c, b.out_stride);
+      const ChunkIo io = column.Io();
+      BackwardBatch one = b;
+      one.count = 1;
+      one.chunked = &io;
+      kernels.rows(one);
+    }
   }
 }
-// Calls group(PairGroup) for groups of columns, if it pays, and panel for what is left, and where group says false.
-template <class T, class P, class G>
-inline void ForPairColumns(const BackwardBatch& b, P panel, G group) {
+template <class T>
+void ForPairColumns(const BackwardBatch& b, const PairKernels<T>& kernels) {
   ForGroups<T>(
       b.out, b.count, b.grouped,
       [&](const GroupColumns& columns) {
         const size_t c = columns.first;
-        return group(PairGroup<T>{{static_cast<const T*>(b.grad) + c, b.grad_stride},
-                                  {static_cast<const T*>(b.y) + c, b.y_stride},
-                                  {static_cast<T*>(b.out) + c, b.out_stride},
-                                  columns});
+        return kernels.group(b, {{static_cast<const T*>(b.grad) + c, b.grad_stride},
+                                 {static_cast<const T*>(b.y) + c, b.y_stride},
+                                 {static_cast<T*>(b.out) + c, b.out_stride},
+                                 columns});
       },
-      [&](size_t first, size_t last) { ForPairPanels<T>(b, first, last, panel); });
+      [&](size_t first, size_t last) { ForPairPanels<T>(b, first, last, kernels); });
 }
-
-// A column of a panel as the chunks of a row.
-template <class T>
-struct ColumnIo {
-  static constexpr size_t kChunk = 512;
-  Panel<T> g, y;
-  OutPanel<T> out;
-  int column;
-  T buffers[2][kChunk];
-
-  // Does `row` for this column of the batch.
-  void Run(BackwardBatch b, void (*row)(const BackwardBatch&, size_t)) {
-    const ChunkIo io{&ColumnIo::Fetch, &ColumnIo::Put, this, kChunk};
-    b.count = 1;
-    b.chunked = &io;
-    row(b, 0);
-  }
-  static void* Fetch(void* context, int operand, size_t start, size_t count) {
-    ColumnIo& self = *static_cast<ColumnIo*>(context);
-    const Panel<T>& from = operand == 0 ? self.g : self.y;
-    T* to = self.buffers[operand];
-    for (size_t i = 0; i < count; ++i) {
-      to[i] = Step<const T>(from.x, start + i, from.stride)[self.column];
-    }
-    return to;
-  }
-  static void Put(void* context, int, size_t start, size_t count) {
-    ColumnIo& self = *static_cast<ColumnIo*>(context);
-    for (size_t i = 0; i < count; ++i) {
-      Step<T>(self.out.out, start + i, self.out.stride)[self.column] = self.buffers[0][i];
-    }
-  }
-};
 
 // A row of a half type as chunks of floats.
 template <class T>
@@ -339,7 +322,13 @@ inline void MapPanel(const BackwardBatch& b, const P& g, const P& y, const Out& 
   typename V::Scalar is_fine[V::kLanes];
   Store(IfThenElseZero(fine, one), is_fine);
   for (int c = 0; c < g.columns; ++c) {
-    if (is_fine[c] == 0) ColumnIo<typename P::T>{g, y, out, c, {}}.Run(b, row);
+    if (is_fine[c] != 0) continue;
+    ColumnIo<typename P::T> column(g.x + c, g.stride, y.x + c, y.stride, out.out + c, out.stride);
+    const ChunkIo io = column.Io();
+    BackwardBatch one = b;
+    one.count = 1;
+    one.chunked = &io;
+    row(one, 0);
   }
   for (size_t i = 0; i < b.n; ++i) {
     out.Store(i, IfThenElse(fine, f(g.Load(i), y.Load(i)), out.Load(i)));
@@ -498,9 +487,11 @@ inline bool MayLose(size_t n, Double2<S> total) {
   }
 }
 
-template <class T, class P, class Out>
-inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y, const Out& out) {
-  using V = typename P::V;
+// T is the type of the arrays, of which these may be copies.
+template <class T, class Scalar>
+inline void SoftmaxBackwardPanel(const BackwardBatch& b, const Panel<Scalar>& g,
+                                 const Panel<Scalar>& y, const OutPanel<Scalar>& out) {
+  using V = Vec<Scalar>;
   using W = Wide<V>;
   V least = V::Set(kNoLeast<T>);
   const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
@@ -521,7 +512,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
   }
   const Split<V> parts(total);
   const auto map = [&](auto grad) SOFTLANE_LAMBDA {
-    MapPanel(b, g, y, out, NotZero<V>(fits), grad, SoftmaxBackwardRow<typename P::T>);
+    MapPanel(b, g, y, out, NotZero<V>(fits), grad, SoftmaxBackwardRow<Scalar>);
   };
   const V unit = GradUnit(parts.hi);
   if (MayBeTiny<T>(least, unit)) {
@@ -555,10 +546,13 @@ SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<
 }
 
 template <class T>
+void SoftmaxBackwardRows(const BackwardBatch& b);
+template <class T>
 void SoftmaxBackwardCols(const BackwardBatch& b) {
-  ForPairColumns<T>(
-      b, [&](auto g, auto y, auto out) { SoftmaxBackwardPanel<T>(b, g, y, out); },
-      [&](const auto& group) { return SoftmaxBackwardGroup(b, group); });
+  using Scalar = typename Vec<T>::Scalar;
+  PairKernels<T> kernels{SoftmaxBackwardPanel<T, Scalar>, SoftmaxBackwardRows<T>};
+  if constexpr (kHasGroups) kernels.group = SoftmaxBackwardGroup<T>;
+  ForPairColumns<T>(b, kernels);
 }
 
 // How many rows are summed at a time, whose sums are then looked at and split together. More would be a little
@@ -764,10 +758,10 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   });
 }
 
-template <class P, class Out>
-inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P& y,
-                                    const Out& out) {
-  using V = typename P::V;
+template <class T>
+inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const Panel<T>& g, const Panel<T>& y,
+                                    const OutPanel<T>& out) {
+  using V = Vec<T>;
   GradTotals<V> totals;
   const auto sum = PanelFold<WholeSum<V>, V::kLanes>(
       b.n,
@@ -775,7 +769,7 @@ inline void LogSoftmaxBackwardPanel(const BackwardBatch& b, const P& g, const P&
   const auto total = Settled(sum);
   const auto fits = LogSoftmaxGrad<V>::Fits(total, totals, b.n, b.scale);
   MapPanel(b, g, y, out, NotZero<V>(fits), LogSoftmaxGrad<V>(Split<V>(total)),
-           LogSoftmaxBackwardRow<typename P::T>);
+           LogSoftmaxBackwardRow<T>);
 }
 
 // The same for a group; false, with nothing written, unless all of its columns are ordinary.
@@ -800,10 +794,13 @@ SOFTLANE_CALL bool LogSoftmaxBackwardGroup(const BackwardBatch& b, const PairGro
 }
 
 template <class T>
+void LogSoftmaxBackwardRows(const BackwardBatch& b);
+template <class T>
 void LogSoftmaxBackwardCols(const BackwardBatch& b) {
-  ForPairColumns<T>(
-      b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); },
-      [&](const auto& group) { return LogSoftmaxBackwardGroup(b, group); });
+  using Scalar = typename Vec<T>::Scalar;
+  PairKernels<T> kernels{LogSoftmaxBackwardPanel<Scalar>, LogSoftmaxBackwardRows<T>};
+  if constexpr (kHasGroups) kernels.group = LogSoftmaxBackwardGroup<T>;
+  ForPairColumns<T>(b, kernels);
 }
 
 template <class T>

@@ -780,12 +780,13 @@ SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Ve
   using V = Vec<T>;
   const GroupReferences<V> by(b, x, columns);
   if (!by.ordinary) return false;
+  using Scalar = typename V::Scalar;
   const bool keeps = b.grad != nullptr && b.n <= kMostGrouped;
-  T* const tile = keeps ? static_cast<T*>(b.scratch) : nullptr;
+  auto* const tile = keeps ? static_cast<Scalar*>(b.scratch) : nullptr;
   const auto stats = GroupStats<T>(x, columns, b.n, by, tile);
   const auto first = [&](size_t p) { return columns.first + columns.at[p]; };
   const auto given = MakeOfPanels([&](size_t p) {
-    return PanelTargets<V>(b, first(p), x.At(columns.at[p]), static_cast<Panel<T>*>(nullptr));
+    return PanelTargets<V>(b, first(p), x.At(columns.at[p]), static_cast<Panel<Scalar>*>(nullptr));
   });
   const auto samples = MakeOfPanels([&](size_t p) {
     auto sample = PanelSample(b, first(p), V::kLanes, given[p]);
@@ -806,8 +807,9 @@ SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Ve
     });
   };
   if (keeps) {
-    write([=](size_t i, size_t p, size_t)
-              SOFTLANE_LAMBDA { return V::Load(tile + (p * b.n + i) * V::kLanes); });
+    const auto kept = TilesOf(columns, b.n, tile);
+    write([&](size_t i, size_t p, size_t)
+              SOFTLANE_LAMBDA { return V::Load(kept[p] + i * V::kLanes); });
   } else {
     write([&](size_t i, size_t p, size_t c)
               SOFTLANE_LAMBDA { return Value(Exp<true>(x.Load(i, c), by.refs[p])); });
@@ -818,6 +820,30 @@ SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Ve
   return true;
 }
 
+// A column as the chunks of a row.
+template <class T>
+void CrossEntropyColumn(const LossBatch& b, size_t c, void (*rows)(const LossBatch&)) {
+  ColumnIo<T> column(static_cast<const T*>(b.x) + c, b.x_stride, nullptr, 0,
+                     b.grad == nullptr ? nullptr : static_cast<T*>(b.grad) + c, b.grad_stride,
+                     b.weight);
+  const ChunkIo io = column.Io();
+  LossBatch one = b;
+  one.count = 1;
+  one.chunked = &io;
+  one.targets += c;
+  if (b.coef != nullptr) one.coef += c;
+  one.loss += c;
+  LossStats stats;
+  if (b.stats != nullptr) {
+    const LossStats& all = *b.stats;
+    stats = {all.logsumexp + c, all.log_prob + c, all.entropy + c, all.correct + c};
+    one.stats = &stats;
+  }
+  rows(one);
+}
+
+template <class T>
+void CrossEntropyRows(const LossBatch& b);
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   using Scalar = typename Vec<T>::Scalar;
@@ -825,6 +851,7 @@ void CrossEntropyCols(const LossBatch& b) {
   const auto terms = MakeTerms<Wide<Vec<T>>>(b);
   const auto* x = static_cast<const T*>(b.x);
   auto* grad = static_cast<T*>(b.grad);
+  const auto at = [=](size_t c) { return grad == nullptr ? nullptr : grad + c; };
   const auto panels = [&](size_t start, size_t end) {
     const auto run = [&](size_t c, auto panel, auto out) {
       const size_t first = start + c;
@@ -836,26 +863,23 @@ void CrossEntropyCols(const LossBatch& b) {
         CrossEntropyPanel(b, terms, first, panel, out, static_cast<const S*>(nullptr));
       }
     };
-    T* const out = grad == nullptr ? nullptr : grad + start;
+    const size_t count = end - start;
     if constexpr (sizeof(T) == sizeof(Scalar)) {
-      ForPanels<T>(x + start, b.x_stride, out, b.grad_stride, end - start, b.n, Copies::Of(b), run);
-    } else {
-      ForCopiedPanels<T>(x + start, b.x_stride, out, b.grad_stride, end - start, b.n, Copies::Of(b),
+      ForPanels<T>(x + start, b.x_stride, at(start), b.grad_stride, count, b.n, Copies::Of(b), run);
+    } else if (b.n <= kMostCopied) {
+      ForCopiedPanels<T>(x + start, b.x_stride, at(start), b.grad_stride, count, b.n, Copies::Of(b),
                          run);
+    } else {
+      for (size_t c = start; c < end; ++c) CrossEntropyColumn<T>(b, c, CrossEntropyRows<T>);
     }
   };
-  if constexpr (sizeof(T) < sizeof(Scalar)) {
-    panels(0, b.count);
-  } else {
-    const bool grouped = b.grouped && !terms.smooth && b.stats == nullptr && b.shares == nullptr;
-    const auto group = [&](const GroupColumns& columns) {
-      const size_t c = columns.first;
-      return CrossEntropyGroup<T>(b, terms, {x + c, b.x_stride},
-                                  {grad == nullptr ? nullptr : grad + c, b.grad_stride}, columns);
-    };
-    ForGroups<T>(grad == nullptr ? static_cast<const void*>(x) : grad, b.count, grouped, group,
-                 panels);
-  }
+  const bool grouped = b.grouped && !terms.smooth && b.stats == nullptr && b.shares == nullptr;
+  const auto group = [&](const GroupColumns& columns) {
+    const size_t c = columns.first;
+    return CrossEntropyGroup<T>(b, terms, {x + c, b.x_stride}, {at(c), b.grad_stride}, columns);
+  };
+  ForGroups<T>(grad == nullptr ? static_cast<const void*>(x) : grad, b.count, grouped, group,
+               panels);
 }
 
 // The weights of the targets of a block's rows, and their gaps if `smooth`.

@@ -62,7 +62,7 @@ const KernelTable kTable = {
     SOFTLANE_STORAGES(LogSoftmaxBackwardRows),
     SOFTLANE_STORAGES(LogSoftmaxBackwardCols),
     LogSumExpWeighted,
-    SOFTLANE_STORAGES(ExpSumRows),
+    ExpSumRows,
     LogOfSums,
     BlendArray,
     SumArray,

@@ -890,6 +890,43 @@ inline size_t FirstPanel(const void* x, size_t count) {
   return count < 4 * kLanes ? kLanes : kLanes - over;
 }
 
+// A column of one or two arrays, operands 0 and 1 or (of double, and contiguous) 2, as the chunks of a row, whose results
+// are put where they belong.
+template <class T>
+struct ColumnIo {
+  static constexpr size_t kChunk = 512;
+  const T* x[2];
+  ptrdiff_t stride[2];
+  T* out;
+  ptrdiff_t out_stride;
+  const double* weights;
+  T buffers[2][kChunk];
+
+  ColumnIo(const T* first, ptrdiff_t first_stride, const T* second, ptrdiff_t second_stride,
+           T* result, ptrdiff_t result_stride, const double* all_weights = nullptr)
+      : x{first, second},
+        stride{first_stride, second_stride},
+        out(result),
+        out_stride(result_stride),
+        weights(all_weights) {}
+  ChunkIo Io() { return {&ColumnIo::Fetch, &ColumnIo::Put, this, kChunk}; }
+  static void* Fetch(void* context, int operand, size_t start, size_t count) {
+    ColumnIo& self = *static_cast<ColumnIo*>(context);
+    if (operand == 2) return const_cast<double*>(self.weights + start);
+    T* to = self.buffers[operand];
+    for (size_t i = 0; i < count; ++i) {
+      to[i] = *Step<const T>(self.x[operand], start + i, self.stride[operand]);
+    }
+    return to;
+  }
+  static void Put(void* context, int, size_t start, size_t count) {
+    const ColumnIo& self = *static_cast<ColumnIo*>(context);
+    for (size_t i = 0; i < count; ++i) {
+      *Step<T>(self.out, start + i, self.out_stride) = self.buffers[0][i];
+    }
+  }
+};
+
 // Calls f(first column, columns) for panels of `count` columns, the last perhaps with fewer, as FirstPanel has them.
 template <class T, class F>
 inline void ForPanelStarts(const void* x, size_t count, F f) {
@@ -990,6 +1027,11 @@ inline auto MakeOfPanels(F f) -> OfPanels<decltype(f(size_t{0}))> {
 struct GroupColumns {
   size_t first, count;
   size_t at[kGroup];
+  // The first panel that begins where panel p does.
+  size_t Own(size_t p) const {
+    while (p > 0 && at[p] == at[p - 1]) --p;
+    return p;
+  }
 };
 // Calls f(row, panel, its first column) for all of a group.
 template <class F>
@@ -1040,16 +1082,18 @@ struct OutGroup {
 template <class T, class G, class P>
 inline void ForGroups(const void* out, size_t count, bool grouped, G group, P panels) {
   constexpr size_t kLanes = Vec<T>::kLanes, kColumns = kGroup * kLanes;
+  // A single panel is as quick, but for those of half types, which may have to be done as rows.
+  constexpr size_t kLeast = sizeof(T) == sizeof(typename Vec<T>::Scalar) ? kLanes + 1 : kLanes;
   size_t c = 0;
   if constexpr (kHasGroups) {
+    // Columns of the next group's first panel that the others do not have.
+    size_t head = FirstPanel<T>(out, count);
     const auto groups = [](size_t columns) { return (columns + kColumns - 1) / kColumns; };
-    size_t head = FirstPanel<T>(
-        out, count);  // columns of the next group's first panel that the others do not have
     if (count <= 4 * kColumns && groups(count + kLanes - head) > groups(count)) head = kLanes;
-    while (grouped && count - c > kLanes) {
+    while (grouped && count - c >= kLeast) {
       GroupColumns columns{c, Min(count - c, head + kColumns - kLanes), {}};
       const size_t left = count - c - columns.count;
-      if (left > 0 && left <= kLanes) columns.count -= kLanes;
+      if (left > 0 && left < kLeast) columns.count -= kLanes;
       for (size_t p = 1; p < kGroup; ++p) {
         columns.at[p] = Min(head + (p - 1) * kLanes, columns.count - kLanes);
       }
@@ -1219,8 +1263,8 @@ struct GroupReferences {
     }
   }
 };
-// The sums of a group's panels, whose exps are ordinary, block by block of each: what is read then lies together, however long the columns.
-// keep(panel, i, exp) is shown all exps.
+// The sums of a group's panels, whose exps are ordinary, block by block of each: what is read then lies together, however
+// long the columns. keep(panel, i, exp) is shown all exps.
 template <bool kSkips, class T, class V, class Keep>
 SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
                                                 size_t n, const GroupReferences<V>& by, Keep keep) {
@@ -1230,6 +1274,7 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   for (W& r : repeats) r = W::Set(static_cast<double>(n - 1));
   for (size_t start = 0; start < n; start += kBlock) {
     for (size_t p = 0; p < kGroup; ++p) {
+      if (columns.Own(p) != p) continue;
       const ExpReference<V> ref = by.refs[p];
       const V below = SumBlock<kSkips, true>(
           x.At(columns.at[p]), n, start, by.ranges[p].max, ref,
@@ -1237,17 +1282,29 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
       repeats[p] = Sub(repeats[p], Widen(below));
     }
   }
-  return MakeOfPanels(
-      [&](size_t p) { return PanelSum<V>{SumOfLanes<V>(sums[p], n), true, repeats[p]}; });
+  OfPanels<PanelSum<V>> all;
+  for (size_t p = 0; p < kGroup; ++p) {
+    const size_t own = columns.Own(p);
+    all.panel[p] = own == p ? PanelSum<V>{SumOfLanes<V>(sums[p], n), true, repeats[p]} : all[own];
+  }
+  return all;
 }
 
+// Where the exps of a group's panels are kept, if they are.
+template <class S>
+inline OfPanels<S*> TilesOf(const GroupColumns& columns, size_t n, S* tile) {
+  constexpr size_t kLanes = Vec<S>::kLanes;
+  return MakeOfPanels(
+      [&](size_t p) { return tile == nullptr ? tile : tile + columns.Own(p) * n * kLanes; });
+}
 // The statistics of a group's panels. Their exps go to `tile`, panel after panel, unless it is null.
 template <class T, class V>
 SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStats(Group<T> x, const GroupColumns& columns,
                                                      size_t n, const GroupReferences<V>& by,
-                                                     T* tile) {
-  const auto sums = GroupSums<true>(x, columns, n, by, [=](size_t p, size_t i, ExpParts<V> e) {
-    if (tile != nullptr) Store(Value(e), tile + (p * n + i) * V::kLanes);
+                                                     typename V::Scalar* tile) {
+  const auto kept = TilesOf(columns, n, tile);
+  const auto sums = GroupSums<true>(x, columns, n, by, [&](size_t p, size_t i, ExpParts<V> e) {
+    if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
   });
   return MakeOfPanels([&](size_t p) { return StatsOf(by.ranges[p], by.refs[p], sums[p]); });
 }
@@ -1321,9 +1378,9 @@ SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   if (!by.ordinary) return false;
   // Exps of long columns are computed twice.
   T* const tile = b.n <= kMostGrouped ? static_cast<T*>(b.scratch) : nullptr;
-  const auto place = [=](size_t i, size_t p) { return tile + (p * b.n + i) * V::kLanes; };
+  const OfPanels<T*> kept = TilesOf(columns, b.n, tile);
   const auto sums = GroupSums<false>(x, columns, b.n, by, [&](size_t p, size_t i, ExpParts<V> e) {
-    if (tile != nullptr) Store(Value(e), place(i, p));
+    if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
   });
   V hi[kGroup], lo[kGroup];
   for (size_t p = 0; p < kGroup; ++p) {
@@ -1339,7 +1396,7 @@ SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   }
   if (tile != nullptr) {
     out.Write(b.n, columns, [&](size_t i, size_t p, size_t) SOFTLANE_LAMBDA {
-      return TimesPair(V::Load(place(i, p)), hi[p], lo[p]);
+      return TimesPair(V::Load(kept[p] + i * V::kLanes), hi[p], lo[p]);
     });
   } else {
     out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
@@ -1436,36 +1493,52 @@ class LogSumExpPanels {
   Waiting panels_[kMost];
 };
 
-// Calls group(Group, OutGroup, GroupColumns) and panel(first column, Panel, OutPanel) for all columns.
-template <class T, class G, class P>
-inline void ForColumns(const Batch& b, G group, P panel) {
+// What does columns: panels, or copies of them, and groups of float and double, but where they are not ordinary: false.
+template <class T>
+struct ColumnKernels {
+  using Scalar = typename Vec<T>::Scalar;
+  void (*panel)(const Batch&, Panel<T>, OutPanel<T>);
+  void (*copy)(const Batch&, Panel<Scalar>, OutPanel<Scalar>);
+  bool (*group)(const Batch&, Group<T>, OutGroup<T>, const GroupColumns&) = nullptr;
+};
+template <class T>
+constexpr bool kIsGrouped = kHasGroups && sizeof(T) == sizeof(typename Vec<T>::Scalar);
+template <class T>
+void ForColumns(const Batch& b, const ColumnKernels<T>& kernels) {
   const auto* x = static_cast<const T*>(b.x);
   auto* out = static_cast<T*>(b.out);
-  const auto panels = [&](size_t first, size_t end) {
-    ForPanels<T>(x + first, b.x_stride, out + first, b.out_stride, end - first, b.n, Copies::Of(b),
-                 panel);
-  };
-  if constexpr (sizeof(T) < sizeof(typename Vec<T>::Scalar)) {
-    panels(0, b.count);
-  } else {
-    const auto groups = [&](const GroupColumns& columns) {
-      return group(Group<T>{x + columns.first, b.x_stride},
-                   OutGroup<T>{out + columns.first, b.out_stride}, columns);
-    };
-    ForGroups<T>(out, b.count, b.grouped, groups, panels);
-  }
+  ForGroups<T>(
+      out, b.count, b.grouped && kIsGrouped<T>,
+      [&](const GroupColumns& columns) {
+        const size_t c = columns.first;
+        return kernels.group(b, {x + c, b.x_stride}, {out + c, b.out_stride}, columns);
+      },
+      [&](size_t first, size_t end) {
+        ForPanels<T>(x + first, b.x_stride, out + first, b.out_stride, end - first, b.n,
+                     Copies::Of(b), [&](size_t, auto panel, auto result) {
+                       if constexpr (sizeof(typename decltype(panel)::T) == sizeof(T)) {
+                         kernels.panel(b, panel, result);
+                       } else {
+                         kernels.copy(b, panel, result);
+                       }
+                     });
+      });
 }
 template <class T>
 void SoftmaxCols(const Batch& b) {
-  ForColumns<T>(
-      b, [&](auto x, auto out, const auto& columns) { return SoftmaxGroup(b, x, out, columns); },
-      [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
+  using Scalar = typename Vec<T>::Scalar;
+  ColumnKernels<T> kernels{SoftmaxPanel<Panel<T>, OutPanel<T>>,
+                           SoftmaxPanel<Panel<Scalar>, OutPanel<Scalar>>};
+  if constexpr (kIsGrouped<T>) kernels.group = SoftmaxGroup<T>;
+  ForColumns(b, kernels);
 }
 template <class T>
 void LogSoftmaxCols(const Batch& b) {
-  ForColumns<T>(
-      b, [&](auto x, auto out, const auto& columns) { return LogSoftmaxGroup(b, x, out, columns); },
-      [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
+  using Scalar = typename Vec<T>::Scalar;
+  ColumnKernels<T> kernels{LogSoftmaxPanel<Panel<T>, OutPanel<T>>,
+                           LogSoftmaxPanel<Panel<Scalar>, OutPanel<Scalar>>};
+  if constexpr (kIsGrouped<T>) kernels.group = LogSoftmaxGroup<T>;
+  ForColumns(b, kernels);
 }
 template <class T>
 void LogSumExpCols(const Batch& b) {
@@ -1763,9 +1836,10 @@ void LogSumExpRows(const Batch& b) {
 
 // ---- sums that others go on with -----------------------------------------------------------------
 
-template <class T>
-void ExpSumRows(const Batch& b) {
-  using Format = ExpFormat<typename Vec<T>::Scalar>;
+// Of doubles: near 0 the logarithm of the sum has digits that float exps do not.
+inline void ExpSumRows(const Batch& b) {
+  using T = double;
+  using Format = ExpFormat<T>;
   auto* out = static_cast<ExpSumState*>(b.out);
   ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
@@ -1780,9 +1854,8 @@ void ExpSumRows(const Batch& b) {
         continue;
       }
       const ExpReference<Vec<T>> ref = rows.Ref(r);
-      const auto magic = static_cast<double>(FirstLane(ref.magic));
-      out[first + r] = {static_cast<double>(FirstLane(ref.shift)),
-                        static_cast<double>(Format::kMagic + Format::kBias) - magic, hi[r], lo[r]};
+      const auto magic = FirstLane(ref.magic);
+      out[first + r] = {FirstLane(ref.shift), Format::kMagic + Format::kBias - magic, hi[r], lo[r]};
     }
   });
 }

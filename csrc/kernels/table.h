@@ -44,8 +44,8 @@ struct Batch {
   // kScratchBytes, aligned to 64. Float and double need it for copies and groups alone.
   void* scratch;
   bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
-  // Columns of float and double: work on several panels row by row; softmax keeps their exps in the scratch, and n is
-  // at most kMostGrouped.
+  // Columns of float and double: work on several panels row by row. softmax keeps their exps in the scratch, if n is at
+  // most kMostGrouped.
   bool grouped;
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
 };
@@ -61,7 +61,7 @@ struct BackwardBatch {
   size_t n;
   Scale scale;
   void* scratch;           // for copies alone
-  bool copies;             // n is at most kMostCopied / 2; columns of half types always
+  bool copies;             // n is at most kMostCopied / 2; columns of half types always, if it is
   bool grouped;            // columns: work on several panels of them row by row; n is above 16
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };
@@ -83,8 +83,9 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  bool copies;   // only with a gradient, but for columns of half types always
-  bool grouped;  // columns of float or double, n above a vector's lanes
+  bool
+      copies;  // only with a gradient, but for columns of half types always, if n is at most kMostCopied
+  bool grouped;  // columns: as for Batch, with a gradient in the scratch, too
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
@@ -152,7 +153,7 @@ struct KernelTable {
   void (*log_softmax_backward_cols[kStorages])(const BackwardBatch&);
   void (*logsumexp_weighted)(const WeightedBatch&);
   // out: ExpSumState[count]
-  void (*exp_sum_rows[kStorages])(const Batch&);
+  void (*exp_sum_rows)(const Batch&);  // of doubles
   void (*log_of_sums)(const ExpSumState* sums, double* out, size_t n);
   // `t` in place, what it lacks to `low`; `weight` null: 1.
   void (*blend)(const Blend& blend, const double* weight, double* t, double* low, size_t n);
