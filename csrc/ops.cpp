@@ -178,8 +178,7 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
 bool wants_sum_groups(const Plan& plan, Mode mode) {
   return mode == Mode::kCols && plan.classes > 16 && lie_wide(plan);
 }
-// The same for pairs, which it costs less: those of half types, too, which else are copied, and those whose exps are
-// needed. The kernels do not with a temperature.
+// The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do not with a temperature.
 bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
   if (log || item_size(compute.type) == 2 || any_competes(plan, 3)) return true;
@@ -518,7 +517,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
-  const bool grouped = wants_sum_groups(plan, mode);
+  const bool grouped = item_size(compute.type) > 2 && wants_sum_groups(plan, mode);
   over_samples(plan, mode, grouped ? &x : nullptr, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
@@ -735,8 +734,9 @@ class CrossEntropy {
     // Operand 1 has the strides of the logits where there is no gradient.
     const size_t operands = shares_ ? 3 : a_.grad != nullptr ? 2 : 1;
     Mode mode = choose_mode(plan_, compute_.direct && direct_weights_, operands, item);
-    // The kernels take columns of half types without probabilities.
-    const bool lacks = item == 2 && shares_;
+    // The kernels take columns of half types without probabilities, and long ones in groups alone.
+    const bool special = a_.label_smoothing != 0 || a_.stats[0] != nullptr;
+    const bool lacks = item == 2 && (shares_ || (classes_ > kMostCopied && special));
     if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
     const size_t unit = mode == Mode::kCols ? 16 : 1;
@@ -907,7 +907,8 @@ class CrossEntropy {
     const LossStats stats{logsumexps, log_probs, entropies, correct};
     if (a_.stats[0] != nullptr) batch.stats = &stats;
     const bool is_half = item_size(compute_.type) == 2;
-    const bool copies = is_half || (a_.grad != nullptr && wants_copies(plan_, mode, 1));
+    const bool copies =
+        is_half ? classes_ <= kMostCopied : a_.grad != nullptr && wants_copies(plan_, mode, 1);
     take_scratch(batch, copies, compute_.type);
     batch.grouped = is_half              ? mode == Mode::kCols && classes_ > 16
                     : a_.grad == nullptr ? wants_sum_groups(plan_, mode)
@@ -1267,10 +1268,13 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
       log ? table.log_softmax_backward_rows[storage] : table.softmax_backward_rows[storage];
   const auto cols =
       log ? table.log_softmax_backward_cols[storage] : table.softmax_backward_cols[storage];
-  const Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
+  Mode mode = choose_mode(plan, compute.direct, 3, item_size(out.dtype));
   const bool is_half = item_size(compute.type) == 2;
   const bool grouped = wants_pair_groups(plan, mode, compute, log);
-  const bool copies = is_half || wants_copies(plan, mode, 2);
+  // Long columns of half types the kernels take in groups alone.
+  const bool fit = plan.classes <= kMostCopied / 2;
+  if (mode == Mode::kCols && is_half && !fit && !grouped) mode = Mode::kPacked;
+  const bool copies = is_half ? fit : wants_copies(plan, mode, 2);
   over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;

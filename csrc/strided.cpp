@@ -300,8 +300,7 @@ Plan make_plan(int ndim, const ptrdiff_t* shape, uint64_t axes,
     const bool inner = ((axes >> d) & 1) != 0;
     (inner ? plan.classes : plan.samples) *= static_cast<size_t>(shape[d]);
     if (shape[d] == 1) continue;
-    Dim dim;
-    dim.length = shape[d];
+    Dim dim{shape[d], {}};
     size_t k = 0;
     for (const ptrdiff_t* strides : operands) dim.stride[k++] = strides[d];
     append(inner ? plan.axis : plan.outer, dim, k);

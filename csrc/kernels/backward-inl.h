@@ -196,7 +196,8 @@ struct PairKernels {
   void (*rows)(const BackwardBatch&);
   bool (*group)(const BackwardBatch&, const PairGroup<T>&) = nullptr;
 };
-// Columns [first, end) in panels. Those of half types that are too long for copies are done as rows, one by one.
+// Columns [first, end) in panels. Those of half types without copies, for which they are too long, are done as rows, one
+// by one.
 template <class T>
 inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end,
                           const PairKernels<T>& kernels) {
@@ -205,7 +206,7 @@ inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end,
   const auto* g = static_cast<const T*>(b.grad) + first;
   const auto* y = static_cast<const T*>(b.y) + first;
   auto* out = static_cast<T*>(b.out) + first;
-  if (b.n <= kMostCopied / 2 && b.copies) {
+  if (b.copies) {
     // One half of the scratch for each operand.
     constexpr size_t kHalf = kScratchBytes / 2;
     constexpr auto kStep = static_cast<ptrdiff_t>(Vec<T>::kLanes * sizeof(Scalar));
@@ -325,21 +326,15 @@ inline void MapPanel(const BackwardBatch& b, const P& g, const P& y, const Out& 
     if (is_fine[c] != 0) continue;
     ColumnIo<typename P::T> column(g.x + c, g.stride, y.x + c, y.stride, out.out + c, out.stride);
     const ChunkIo io = column.Io();
-    BackwardBatch one = b;
-    one.count = 1;
-    one.chunked = &io;
-    row(one, 0);
+    BackwardBatch alone = b;
+    alone.count = 1;
+    alone.chunked = &io;
+    row(alone, 0);
   }
   for (size_t i = 0; i < b.n; ++i) {
     out.Store(i, IfThenElse(fine, f(g.Load(i), y.Load(i)), out.Load(i)));
   }
 }
-// Which lanes of V are those of W in which `x` is not 0.
-template <class V, class W>
-inline typename V::Mask NotZero(W x) {
-  return AndNot(Eq(Narrow(x, static_cast<V*>(nullptr)), V::Set(0)), V::FirstN(V::kLanes));
-}
-
 // ---- softmax ------------------------------------------------------------------------------------
 
 // y·(g - unit·Σ)·inverse for numbers whose products would leave the normal range; y == 0 gives 0.

@@ -706,20 +706,31 @@ inline void PutPanelLosses(const LossBatch& b, size_t first, int columns,
     if (given.live[c] == 0) b.loss[first + static_cast<size_t>(c)] = 0;
   }
 }
+// Which lanes of V are those of W in which `x` is not 0.
+template <class V, class W>
+inline typename V::Mask NotZero(W x) {
+  return AndNot(Eq(Narrow(x, static_cast<V*>(nullptr)), V::Set(0)), V::FirstN(V::kLanes));
+}
 // What the gradient of a panel is made of.
 template <class V>
 struct PanelGrad {
   GradTerms<Wide<V>> terms;
   Factor<V> factor;
-  bool plain;  // the results are ordinary numbers
   typename V::Mask live;
+  bool plain;  // the results that count are ordinary numbers, or 0
   PanelGrad(const PanelTargets<V>& given, const Sample<V, Wide<V>>& sample, const Range<V>& range,
             const ExpReference<V>& ref, const LossTerms<Wide<V>>& loss)
       : terms(SampleGrad(sample, Widen(Exp(V::Load(given.logit), ref)), loss)),
         factor(PanelFactor<V>(
             MakeFactorParts<V>(terms.prob, Div(Wide<V>::Set(1), terms.prob.hi), terms.sum))),
-        plain(!AnyTrue(Lt(Value(Exp(range.min, ref)), factor.small))),
-        live(Eq(V::Load(given.live), V::Set(1))) {}
+        live(Eq(V::Load(given.live), V::Set(1))) {
+    using W = Wide<V>;
+    // A factor of 0, but not of -0, may be left to Plain.
+    const W zero = W::Set(0), one = W::Set(1);
+    const W counts = IfThenElse(Eq(Div(one, terms.prob.hi), W::Set(kInf)), zero, one);
+    const auto small = Lt(Value(Exp(range.min, ref)), factor.small);
+    plain = !AnyTrue(And(And(live, NotZero<V>(counts)), small));
+  }
   // Writes the elements at the targets.
   template <class T>
   void PutTargets(const PanelTargets<V>& given, const OutPanel<T>& out) const {
@@ -866,7 +877,7 @@ void CrossEntropyCols(const LossBatch& b) {
     const size_t count = end - start;
     if constexpr (sizeof(T) == sizeof(Scalar)) {
       ForPanels<T>(x + start, b.x_stride, at(start), b.grad_stride, count, b.n, Copies::Of(b), run);
-    } else if (b.n <= kMostCopied) {
+    } else if (b.copies) {
       ForCopiedPanels<T>(x + start, b.x_stride, at(start), b.grad_stride, count, b.n, Copies::Of(b),
                          run);
     } else {

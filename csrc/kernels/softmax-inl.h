@@ -1006,8 +1006,8 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
   });
 }
 
-// Of columns of large arrays that are read and written one vector wide the processor foresees nothing: this many
-// adjacent whole panels are then gone through together, row by row (measured: bench/NOTES.md).
+// Of columns that are read and written one vector wide the processor foresees nothing: this many panels are gone through
+// together, row by row or, for their sums, block by block (measured: bench/NOTES.md).
 constexpr size_t kGroup = 4;
 // The arithmetic of generic lanes takes far longer than memory does.
 constexpr bool kHasGroups = SOFTLANE_BACKEND != SOFTLANE_IS_generic;
@@ -1285,7 +1285,9 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   OfPanels<PanelSum<V>> all;
   for (size_t p = 0; p < kGroup; ++p) {
     const size_t own = columns.Own(p);
-    all.panel[p] = own == p ? PanelSum<V>{SumOfLanes<V>(sums[p], n), true, repeats[p]} : all[own];
+    all.panel[p] = own == p ? PanelSum<V>{SumOfLanes<V>(sums[p], n),
+                                          AnyTrue(Lt(W::Set(0), repeats[p])), repeats[p]}
+                            : all[own];
   }
   return all;
 }
@@ -1553,10 +1555,10 @@ void LogSumExpCols(const Batch& b) {
     panels(0, b.count);
   } else {
     const auto group = [&](const GroupColumns& columns) {
-      const Group<T> group{x + columns.first, b.x_stride};
-      const GroupReferences<V> by(b, group, columns);
+      const Group<T> panels_of{x + columns.first, b.x_stride};
+      const GroupReferences<V> by(b, panels_of, columns);
       if (!by.ordinary) return false;
-      const auto stats = GroupStats<T>(group, columns, b.n, by, nullptr);
+      const auto stats = GroupStats<T>(panels_of, columns, b.n, by, nullptr);
       for (size_t p = 0; p < kGroup; ++p) {
         logs.Add(columns.first + columns.at[p], V::kLanes, stats[p]);
       }

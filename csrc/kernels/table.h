@@ -41,7 +41,7 @@ struct Batch {
   size_t count;  // rows or columns
   size_t n;      // elements of each
   Scale scale;
-  // kScratchBytes, aligned to 64. Float and double need it for copies and groups alone.
+  // kScratchBytes, aligned to 64. Float and double need it for copies, and for exps of groups.
   void* scratch;
   bool copies;  // columns: work in copies of them, in the scratch; n is at most kMostCopied
   // Columns of float and double: work on several panels row by row. softmax keeps their exps in the scratch, if n is at
@@ -61,7 +61,7 @@ struct BackwardBatch {
   size_t n;
   Scale scale;
   void* scratch;           // for copies alone
-  bool copies;             // n is at most kMostCopied / 2; columns of half types always, if it is
+  bool copies;             // n is at most kMostCopied / 2; if it is, columns of half types always
   bool grouped;            // columns: work on several panels of them row by row; n is above 16
   const ChunkIo* chunked;  // operand 0: grad, 1: y, 2: out
 };
@@ -83,9 +83,9 @@ struct LossBatch {
   size_t n;
   Scale scale;
   void* scratch;
-  bool
-      copies;  // only with a gradient, but for columns of half types always, if n is at most kMostCopied
-  bool grouped;  // columns: as for Batch, with a gradient in the scratch, too
+  // n is at most kMostCopied. Only with a gradient, but of half types all columns as long as that.
+  bool copies;
+  bool grouped;  // columns of any type; the exps of a gradient are kept as those of softmax
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored

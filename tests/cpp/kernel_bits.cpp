@@ -410,7 +410,7 @@ class Runner {
         batch.scale = scale_;
         batch.scratch = scratch_->bytes;
         batch.copies = kItemSize[type] == 2 || (with_grad && copies(n, way));
-        batch.grouped = !batch.copies;
+        batch.grouped = !copies(n, way);
         batch.x_stride = batch.grad_stride = x.stride();
         batch.weight = weighted ? weight.data() : nullptr;
         double weight_sum = weighted ? 0 : static_cast<double>(n);
