@@ -783,14 +783,14 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   grad.PutTargets(given, out);
 }
 
-// The same for a group, without smoothing or statistics; false, with no gradient written, if an exp or a result is not
-// ordinary.
+// The same for a group, without smoothing or statistics; false, with no gradient written, if an exp or a result of that is
+// not ordinary.
 template <class T>
 SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Vec<T>>>& terms,
                                      Group<T> x, OutGroup<T> out, const GroupColumns& columns) {
   using V = Vec<T>;
   const GroupReferences<V> by(b, x, columns);
-  if (!by.ordinary) return false;
+  if (!by.ordinary && b.grad != nullptr) return false;
   using Scalar = typename V::Scalar;
   const bool keeps = b.grad != nullptr && b.n <= kMostGrouped;
   auto* const tile = keeps ? static_cast<Scalar*>(b.scratch) : nullptr;

@@ -1263,9 +1263,9 @@ struct GroupReferences {
     }
   }
 };
-// The sums of a group's panels, whose exps are ordinary, block by block of each: what is read then lies together, however
-// long the columns. keep(panel, i, exp) is shown all exps.
-template <bool kSkips, class T, class V, class Keep>
+// The sums of a group's panels, block by block of each: what is read then lies together, however long the columns.
+// keep(panel, i, exp) is shown all exps.
+template <bool kSkips, bool kOrdinary, class T, class V, class Keep>
 SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
                                                 size_t n, const GroupReferences<V>& by, Keep keep) {
   using W = Wide<V>;
@@ -1276,7 +1276,7 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
     for (size_t p = 0; p < kGroup; ++p) {
       if (columns.Own(p) != p) continue;
       const ExpReference<V> ref = by.refs[p];
-      const V below = SumBlock<kSkips, true>(
+      const V below = SumBlock<kSkips, kOrdinary>(
           x.At(columns.at[p]), n, start, by.ranges[p].max, ref,
           [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { keep(p, i, e); }, sums[p]);
       repeats[p] = Sub(repeats[p], Widen(below));
@@ -1300,15 +1300,26 @@ inline OfPanels<S*> TilesOf(const GroupColumns& columns, size_t n, S* tile) {
       [&](size_t p) { return tile == nullptr ? tile : tile + columns.Own(p) * n * kLanes; });
 }
 // The statistics of a group's panels. Their exps go to `tile`, panel after panel, unless it is null.
-template <class T, class V>
-SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStats(Group<T> x, const GroupColumns& columns,
-                                                     size_t n, const GroupReferences<V>& by,
-                                                     typename V::Scalar* tile) {
+template <bool kOrdinary, class T, class V>
+SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStatsOf(Group<T> x, const GroupColumns& columns,
+                                                       size_t n, const GroupReferences<V>& by,
+                                                       typename V::Scalar* tile) {
   const auto kept = TilesOf(columns, n, tile);
-  const auto sums = GroupSums<true>(x, columns, n, by, [&](size_t p, size_t i, ExpParts<V> e) {
+  const auto keep = [&](size_t p, size_t i, ExpParts<V> e) SOFTLANE_LAMBDA {
     if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
-  });
+  };
+  const auto sums = GroupSums<true, kOrdinary>(x, columns, n, by, keep);
   return MakeOfPanels([&](size_t p) { return StatsOf(by.ranges[p], by.refs[p], sums[p]); });
+}
+template <class T, class V>
+inline OfPanels<Stats<V, Wide<V>>> GroupStats(const Group<T>& x, const GroupColumns& columns,
+                                              size_t n, const GroupReferences<V>& by,
+                                              typename V::Scalar* tile) {
+  // Half types do without the few operations less, for the size of the library.
+  if constexpr (sizeof(T) == sizeof(typename V::Scalar)) {
+    if (by.ordinary) return GroupStatsOf<true>(x, columns, n, by, tile);
+  }
+  return GroupStatsOf<false>(x, columns, n, by, tile);
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -1381,9 +1392,10 @@ SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   // Exps of long columns are computed twice.
   T* const tile = b.n <= kMostGrouped ? static_cast<T*>(b.scratch) : nullptr;
   const OfPanels<T*> kept = TilesOf(columns, b.n, tile);
-  const auto sums = GroupSums<false>(x, columns, b.n, by, [&](size_t p, size_t i, ExpParts<V> e) {
-    if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
-  });
+  const auto sums =
+      GroupSums<false, true>(x, columns, b.n, by, [&](size_t p, size_t i, ExpParts<V> e) {
+        if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
+      });
   V hi[kGroup], lo[kGroup];
   for (size_t p = 0; p < kGroup; ++p) {
     const Double2<W> sum = sums[p].sum;
@@ -1433,14 +1445,13 @@ inline void LogSoftmaxPanel(const Batch& b, P panel, Out out) {
     for (size_t i = 0; i < b.n; ++i) out.Store(i, map.Scaled(panel.Load(i)));
   }
 }
-// The same for a group; false, with nothing written, for a temperature, or if an exp is not ordinary.
+// The same for a group; false, with nothing written, for a temperature.
 template <class T>
 SOFTLANE_CALL bool LogSoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
                                    const GroupColumns& columns) {
   using V = Vec<T>;
   if (!b.scale.unit) return false;
   const GroupReferences<V> by(b, x, columns);
-  if (!by.ordinary) return false;
   const auto stats = GroupStats<T>(x, columns, b.n, by, nullptr);
   const auto maps = MakeOfPanels([&](size_t p) { return LogMapOf(b, stats[p]); });
   out.Write(b.n, columns, [&](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
@@ -1557,7 +1568,9 @@ void LogSumExpCols(const Batch& b) {
     const auto group = [&](const GroupColumns& columns) {
       const Group<T> panels_of{x + columns.first, b.x_stride};
       const GroupReferences<V> by(b, panels_of, columns);
-      if (!by.ordinary) return false;
+      for (const Range<V>& range : by.ranges) {
+        if (AnyTrue(Eq(Abs(range.max), V::Set(static_cast<T>(kInf))))) return false;
+      }
       const auto stats = GroupStats<T>(panels_of, columns, b.n, by, nullptr);
       for (size_t p = 0; p < kGroup; ++p) {
         logs.Add(columns.first + columns.at[p], V::kLanes, stats[p]);
