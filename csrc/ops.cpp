@@ -175,10 +175,11 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   return log || (lie_far(plan) ? n < 8 || n >= 32 : n >= 200);
 }
 // The same for results that are one a column.
-bool wants_sum_groups(const Plan& plan, Mode mode) {
-  return mode == Mode::kCols && plan.classes > 16 && lie_wide(plan);
+bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
+  return mode == Mode::kCols && item_size(compute.type) > 2 && plan.classes > 16 && lie_wide(plan);
 }
-// The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do not with a temperature.
+// The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do not
+// with a temperature.
 bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
   if (log || item_size(compute.type) == 2 || any_competes(plan, 3)) return true;
@@ -517,7 +518,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const KernelTable& table = active_table();
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
-  const bool grouped = item_size(compute.type) > 2 && wants_sum_groups(plan, mode);
+  const bool grouped = wants_sum_groups(plan, mode, compute);
   over_samples(plan, mode, grouped ? &x : nullptr, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
@@ -911,7 +912,7 @@ class CrossEntropy {
         is_half ? classes_ <= kMostCopied : a_.grad != nullptr && wants_copies(plan_, mode, 1);
     take_scratch(batch, copies, compute_.type);
     batch.grouped = is_half              ? mode == Mode::kCols && classes_ > 16
-                    : a_.grad == nullptr ? wants_sum_groups(plan_, mode)
+                    : a_.grad == nullptr ? wants_sum_groups(plan_, mode, compute_)
                                          : wants_groups(plan_, mode, compute_, false);
     if (batch.grouped && a_.grad != nullptr) keep_exps(batch);
     const KernelTable& table = active_table();

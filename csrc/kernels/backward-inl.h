@@ -225,11 +225,7 @@ inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end,
   } else {
     for (size_t c = 0; c < count; ++c) {
       ColumnIo<T> column(g + c, b.grad_stride, y + c, b.y_stride, out + c, b.out_stride);
-      const ChunkIo io = column.Io();
-      BackwardBatch one = b;
-      one.count = 1;
-      one.chunked = &io;
-      kernels.rows(one);
+      kernels.rows(RowOfChunks(b, column.Io()));
     }
   }
 }
@@ -261,11 +257,7 @@ struct FloatIo {
   FloatIo(const BackwardBatch& batch, size_t r) : b(batch), row(r) {}
   void Run(void (*of_floats)(const BackwardBatch&, size_t)) {
     const size_t chunk = b.chunked == nullptr ? kChunk : Min(kChunk, b.chunked->chunk);
-    const ChunkIo io{&FloatIo::Fetch, &FloatIo::Put, this, chunk};
-    BackwardBatch floats = b;
-    floats.count = 1;
-    floats.chunked = &io;
-    of_floats(floats, 0);
+    of_floats(RowOfChunks(b, {&FloatIo::Fetch, &FloatIo::Put, this, chunk}), 0);
   }
   static void* Fetch(void* context, int operand, size_t start, size_t count) {
     FloatIo& self = *static_cast<FloatIo*>(context);
@@ -325,16 +317,13 @@ inline void MapPanel(const BackwardBatch& b, const P& g, const P& y, const Out& 
   for (int c = 0; c < g.columns; ++c) {
     if (is_fine[c] != 0) continue;
     ColumnIo<typename P::T> column(g.x + c, g.stride, y.x + c, y.stride, out.out + c, out.stride);
-    const ChunkIo io = column.Io();
-    BackwardBatch alone = b;
-    alone.count = 1;
-    alone.chunked = &io;
-    row(alone, 0);
+    row(RowOfChunks(b, column.Io()), 0);
   }
   for (size_t i = 0; i < b.n; ++i) {
     out.Store(i, IfThenElse(fine, f(g.Load(i), y.Load(i)), out.Load(i)));
   }
 }
+
 // ---- softmax ------------------------------------------------------------------------------------
 
 // y·(g - unit·Σ)·inverse for numbers whose products would leave the normal range; y == 0 gives 0.

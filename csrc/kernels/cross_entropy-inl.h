@@ -831,16 +831,16 @@ SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Ve
   return true;
 }
 
+template <class T>
+void CrossEntropyRows(const LossBatch& b);
 // A column as the chunks of a row.
 template <class T>
-void CrossEntropyColumn(const LossBatch& b, size_t c, void (*rows)(const LossBatch&)) {
+void CrossEntropyColumn(const LossBatch& b, size_t c) {
   ColumnIo<T> column(static_cast<const T*>(b.x) + c, b.x_stride, nullptr, 0,
                      b.grad == nullptr ? nullptr : static_cast<T*>(b.grad) + c, b.grad_stride,
                      b.weight);
   const ChunkIo io = column.Io();
-  LossBatch one = b;
-  one.count = 1;
-  one.chunked = &io;
+  LossBatch one = RowOfChunks(b, io);
   one.targets += c;
   if (b.coef != nullptr) one.coef += c;
   one.loss += c;
@@ -850,11 +850,9 @@ void CrossEntropyColumn(const LossBatch& b, size_t c, void (*rows)(const LossBat
     stats = {all.logsumexp + c, all.log_prob + c, all.entropy + c, all.correct + c};
     one.stats = &stats;
   }
-  rows(one);
+  CrossEntropyRows<T>(one);
 }
 
-template <class T>
-void CrossEntropyRows(const LossBatch& b);
 template <class T>
 void CrossEntropyCols(const LossBatch& b) {
   using Scalar = typename Vec<T>::Scalar;
@@ -881,7 +879,7 @@ void CrossEntropyCols(const LossBatch& b) {
       ForCopiedPanels<T>(x + start, b.x_stride, at(start), b.grad_stride, count, b.n, Copies::Of(b),
                          run);
     } else {
-      for (size_t c = start; c < end; ++c) CrossEntropyColumn<T>(b, c, CrossEntropyRows<T>);
+      for (size_t c = start; c < end; ++c) CrossEntropyColumn<T>(b, c);
     }
   };
   const bool grouped = b.grouped && !terms.smooth && b.stats == nullptr && b.shares == nullptr;

@@ -890,8 +890,15 @@ inline size_t FirstPanel(const void* x, size_t count) {
   return count < 4 * kLanes ? kLanes : kLanes - over;
 }
 
-// A column of one or two arrays, operands 0 and 1 or (of double, and contiguous) 2, as the chunks of a row, whose results
-// are put where they belong.
+// A batch of one row, which comes in chunks.
+template <class B>
+inline B RowOfChunks(B batch, const ChunkIo& io) {
+  batch.count = 1;
+  batch.chunked = &io;
+  return batch;
+}
+// A column of one array or two, operands 0 and 1, as the chunks of a row, whose results are put where they belong. Operand
+// 2 is an array of doubles, which all columns share.
 template <class T>
 struct ColumnIo {
   static constexpr size_t kChunk = 512;
@@ -1264,10 +1271,11 @@ struct GroupReferences {
   }
 };
 // The sums of a group's panels, block by block of each: what is read then lies together, however long the columns.
-// keep(panel, i, exp) is shown all exps.
-template <bool kSkips, bool kOrdinary, class T, class V, class Keep>
+// Exps go to `kept`, where that is not null.
+template <bool kSkips, bool kOrdinary, class T, class V>
 SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
-                                                size_t n, const GroupReferences<V>& by, Keep keep) {
+                                                size_t n, const GroupReferences<V>& by,
+                                                const OfPanels<typename V::Scalar*>& kept) {
   using W = Wide<V>;
   PanelLanes<V> sums[kGroup];
   W repeats[kGroup];
@@ -1276,9 +1284,13 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
     for (size_t p = 0; p < kGroup; ++p) {
       if (columns.Own(p) != p) continue;
       const ExpReference<V> ref = by.refs[p];
+      auto* const tile = kept[p];
       const V below = SumBlock<kSkips, kOrdinary>(
           x.At(columns.at[p]), n, start, by.ranges[p].max, ref,
-          [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { keep(p, i, e); }, sums[p]);
+          [=](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA {
+            if (tile != nullptr) Store(Value(e), tile + i * V::kLanes);
+          },
+          sums[p]);
       repeats[p] = Sub(repeats[p], Widen(below));
     }
   }
@@ -1304,11 +1316,7 @@ template <bool kOrdinary, class T, class V>
 SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStatsOf(Group<T> x, const GroupColumns& columns,
                                                        size_t n, const GroupReferences<V>& by,
                                                        typename V::Scalar* tile) {
-  const auto kept = TilesOf(columns, n, tile);
-  const auto keep = [&](size_t p, size_t i, ExpParts<V> e) SOFTLANE_LAMBDA {
-    if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
-  };
-  const auto sums = GroupSums<true, kOrdinary>(x, columns, n, by, keep);
+  const auto sums = GroupSums<true, kOrdinary>(x, columns, n, by, TilesOf(columns, n, tile));
   return MakeOfPanels([&](size_t p) { return StatsOf(by.ranges[p], by.refs[p], sums[p]); });
 }
 template <class T, class V>
@@ -1392,10 +1400,7 @@ SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   // Exps of long columns are computed twice.
   T* const tile = b.n <= kMostGrouped ? static_cast<T*>(b.scratch) : nullptr;
   const OfPanels<T*> kept = TilesOf(columns, b.n, tile);
-  const auto sums =
-      GroupSums<false, true>(x, columns, b.n, by, [&](size_t p, size_t i, ExpParts<V> e) {
-        if (kept[p] != nullptr) Store(Value(e), kept[p] + i * V::kLanes);
-      });
+  const auto sums = GroupSums<false, true>(x, columns, b.n, by, kept);
   V hi[kGroup], lo[kGroup];
   for (size_t p = 0; p < kGroup; ++p) {
     const Double2<W> sum = sums[p].sum;
