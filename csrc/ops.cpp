@@ -25,8 +25,8 @@ constexpr size_t kChunk = 30720;  // elements; a multiple of 128
 constexpr size_t kPackBytes = kChunk * sizeof(double);
 static_assert(kScratchBytes + 2 * kPackBytes <= (size_t{1} << 20), "scratch");
 
-// Elements that are worth a thread's waking (measured: bench/NOTES.md).
-constexpr size_t kGrain = 131072;
+constexpr size_t kLine = 64;   // bytes of a cache line
+constexpr size_t kPanel = 16;  // columns
 
 class Scratch {
  public:
@@ -198,23 +198,50 @@ void keep_exps(B& batch) {
   if (batch.n <= kMostGrouped) batch.scratch = scratch.kernel();
 }
 
-// Calls body(begin, end) over samples. In column mode pieces are whole panels of 16 or, if the columns of `grouped` are
-// written in groups, of 64 that begin where cache lines do.
-void over_samples(const Plan& plan, Mode mode, const View* grouped,
-                  const std::function<void(size_t, size_t)>& body) {
-  constexpr size_t kLine = 64, kGroup = 64;  // bytes; columns
-  // Few columns keep every thread at work only in smaller pieces.
-  if (plan.samples < 4 * kGroup * static_cast<size_t>(get_num_threads())) grouped = nullptr;
-  const size_t unit = grouped != nullptr ? kGroup : mode == Mode::kCols ? 16 : 1;
-  size_t before = 0;  // how much of the first unit there is not
-  if (grouped != nullptr) {
-    const size_t over = (kLine - reinterpret_cast<uintptr_t>(grouped->data) % kLine) % kLine;
-    before = (unit - over / item_size(grouped->dtype)) % unit;
+// How samples are divided among threads: in whole units, the first of which lacks `before`; less than `least` at the end
+// goes with the unit before.
+struct Division {
+  size_t unit = 1, before = 0, least = 1;
+  size_t threads = static_cast<size_t>(get_num_threads());
+};
+// Rows are divided anywhere, columns between panels. Where a run is divided, each row of its columns is, and lines go to
+// and fro between the caches of two threads, the more so if results are `written` to an array (like `view`) that lies in
+// caches: narrow runs stay whole (measured: bench/NOTES.md). Groups begin where cache lines do, and are as wide as evens
+// out the threads' shares.
+Division divide(const Plan& plan, Mode mode, const View& view, bool grouped, bool written) {
+  constexpr size_t kCached = 2 << 20, kLeastCached = 768, kLeast = 256;  // bytes
+  constexpr size_t kGroup = 64;                                          // columns
+  Division division;
+  if (mode != Mode::kCols) return division;
+  const size_t item = item_size(view.dtype), run = plan.run_length();
+  const bool cached = written && plan.samples * plan.classes * item <= kCached;
+  const size_t narrow = (cached ? kLeastCached : kLeast) / item;
+  if (run < 2 * narrow) {
+    division.unit = run;
+    return division;
   }
-  const size_t units = (before + plan.samples + unit - 1) / unit;
-  const size_t grain = std::max<size_t>(1, kGrain / (unit * std::max<size_t>(1, plan.classes)));
-  parallel_for(units, grain, [&](size_t begin, size_t end) {
-    body(std::max(before, begin * unit) - before, std::min(end * unit - before, plan.samples));
+  division.unit = kPanel;
+  division.threads = std::min(division.threads, plan.samples / narrow);
+  if (!grouped) return division;
+  const size_t line = kLine / item;
+  const size_t share = (plan.samples + division.threads - 1) / division.threads;
+  const size_t pieces = (share + kGroup - 1) / kGroup;
+  const size_t even = (share + pieces - 1) / pieces;
+  division.unit = std::clamp((even + line - 1) / line * line, 2 * kPanel, kGroup);
+  division.before = reinterpret_cast<uintptr_t>(view.data) % kLine / item;
+  division.least = kPanel;
+  return division;
+}
+
+// Calls body(begin, end) over samples, which lie, or are written, like those of `view`.
+void over_samples(const Plan& plan, Mode mode, const View& view, bool grouped, bool written,
+                  const std::function<void(size_t, size_t)>& body) {
+  const Division by = divide(plan, mode, view, grouped, written);
+  const size_t count = by.before + plan.samples;
+  const size_t units = count < by.unit + by.least ? 1 : (count - by.least) / by.unit + 1;
+  parallel_for(units, by.unit * plan.classes, by.threads, [&](size_t begin, size_t end) {
+    body(begin == 0 ? 0 : begin * by.unit - by.before,
+         end == units ? plan.samples : end * by.unit - by.before);
   });
 }
 
@@ -448,7 +475,7 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
   const bool grouped = wants_groups(plan, mode, compute, log);
   const bool copies = wants_copies(plan, mode, 1);  // where a group is refused, too
-  over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, out, grouped, true, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
@@ -519,7 +546,7 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
   const bool grouped = wants_sum_groups(plan, mode, compute);
-  over_samples(plan, mode, grouped ? &x : nullptr, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, x, grouped, false, [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
     Batch batch{};
@@ -740,17 +767,20 @@ class CrossEntropy {
     const bool lacks = item == 2 && (shares_ || (classes_ > kMostCopied && special));
     if (mode == Mode::kCols && lacks) mode = Mode::kPacked;
     // Partial sums over blocks of samples, added in order: the same for any number of threads.
-    const size_t unit = mode == Mode::kCols ? 16 : 1;
+    const size_t unit = mode == Mode::kCols ? kPanel : 1;
     constexpr size_t kElements = 32768;  // a kernel's call should have more to do than it costs
     size_t block = std::min(kBlock, std::max<size_t>(1, kElements / std::max<size_t>(1, classes_)));
     block = std::max(block, plan_.samples / 8192 + 1);
     block = (block + unit - 1) / unit * unit;
     const size_t blocks = (plan_.samples + block - 1) / block;
     std::vector<LossSum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
-    const size_t grain = std::max<size_t>(1, kGrain / (block * std::max<size_t>(1, classes_)));
-    parallel_for(blocks, grain, [&](size_t first, size_t last) {
-      const size_t end = std::min(plan_.samples, last * block);
-      size_t at = first * block;
+    // What a thread takes is whole blocks.
+    const Division by = divide(plan_, mode, a_.logits, true, a_.grad != nullptr);
+    const size_t together = (by.unit + block - 1) / block * block;
+    const size_t pieces = (plan_.samples + together - 1) / together;
+    parallel_for(pieces, together * classes_, by.threads, [&](size_t first, size_t last) {
+      const size_t end = std::min(plan_.samples, last * together);
+      size_t at = first * together;
       LossLanes sum;
       samples(mode, at, end, divisor, [&](const double* loss, size_t n) {
         if (partial.empty()) return;
@@ -1173,7 +1203,7 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
   const auto rows = active_table().exp_sum_rows;
   const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;
-  over_samples(plan, mode, nullptr, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, x, false, false, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
@@ -1214,7 +1244,7 @@ template <class F>
 void over_segments(const View& x, const View* out, const std::vector<int64_t>& pointers, F body) {
   const size_t segments = pointers.size() - 1;
   const size_t average = static_cast<size_t>(x.shape[0]) / std::max<size_t>(1, segments);
-  parallel_for(segments, kGrain / (average + 1) + 1, [&](size_t begin, size_t end) {
+  parallel_for(segments, average + 1, segments, [&](size_t begin, size_t end) {
     for (size_t s = begin; s < end; ++s) {
       const auto slice = [&](const View& v) {
         View part = v;
@@ -1276,7 +1306,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const bool fit = plan.classes <= kMostCopied / 2;
   if (mode == Mode::kCols && is_half && !fit && !grouped) mode = Mode::kPacked;
   const bool copies = is_half ? fit : wants_copies(plan, mode, 2);
-  over_samples(plan, mode, grouped ? &out : nullptr, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, out, grouped, true, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -23,6 +24,19 @@ namespace softlane {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+
+// Elements a thread that are worth one that is awake, and that are worth waking one (measured: bench/NOTES.md); and
+// the least in a piece.
+constexpr size_t kAwakeGrain = 65536, kAsleepGrain = 4 * kAwakeGrain, kPiece = 8192;
+
+// How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kLook{50};
+template <class F>
+void look_for(F found) {
+  const Clock::time_point begin = Clock::now();
+  while (!found() && Clock::now() - begin < kLook) std::this_thread::yield();
+}
 
 int from_environment(const char* name) {
   const char* text = std::getenv(name);
@@ -47,34 +61,67 @@ std::atomic<int> configured{0};
 thread_local int thread_limit = 0;
 thread_local bool inside = false;
 
-// One loop: pieces are handed out by a counter, so a slow thread takes fewer.
-struct Loop {
-  size_t n;
-  size_t piece;
-  const std::function<void(size_t, size_t)>* body;
-  std::atomic<size_t> next{0};
-  std::atomic<bool> failed{false};
-  std::exception_ptr error;
-  std::mutex error_mutex;
+// One loop, in pieces. Each thread has a range of them that is the same from call to call, so that what it worked on
+// is in its cache still; when none is left there it takes them from the far ends of the others' ranges, which evens
+// out how late the workers come, and what else the machine has to do.
+class Loop {
+ public:
+  Loop(size_t n, size_t piece, size_t threads, const std::function<void(size_t, size_t)>& body)
+      : n_(n), piece_(piece), body_(body), ranges_(threads) {
+    const size_t pieces = (n + piece - 1) / piece;
+    for (size_t t = 0; t < threads; ++t) {
+      ranges_[t].pieces = pack(pieces * t / threads, pieces * (t + 1) / threads);
+    }
+  }
 
-  void run() {
+  // Works on the loop: the caller as worker 0.
+  void run(size_t worker) {
     const DefaultFpEnvironment environment;
     inside = true;
-    while (!failed.load(std::memory_order_relaxed)) {
-      const size_t begin = next.fetch_add(piece);
-      if (begin >= n) break;
-      try {
-        (*body)(begin, std::min(n, begin + piece));
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(error_mutex);
-        if (!failed.exchange(true)) error = std::current_exception();
+    const size_t threads = ranges_.size();
+    const size_t own = worker == 0 ? 0 : 1 + (worker - 1) % (threads - 1);
+    for (size_t t = 0; t < threads; ++t) {
+      size_t at;
+      while (take(ranges_[(own + t) % threads], t == 0, &at)) {
+        try {
+          body_(at * piece_, std::min(n_, (at + 1) * piece_));
+        } catch (...) {
+          const std::lock_guard<std::mutex> lock(error_mutex_);
+          if (!failed_.exchange(true)) error = std::current_exception();
+        }
       }
     }
     inside = false;
   }
+
+  std::exception_ptr error;  // the first one
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<uint64_t> pieces;  // [begin, end), which are left
+  };
+  static uint64_t pack(uint64_t begin, uint64_t end) { return begin << 32 | end; }
+
+  // Takes a piece from the front of a thread's own range, or from the back of another's, if one is left.
+  bool take(Range& range, bool own, size_t* at) const {
+    uint64_t left = range.pieces.load();
+    for (;;) {
+      const uint64_t begin = left >> 32, end = left & 0xffffffff;
+      if (begin == end || failed_.load(std::memory_order_relaxed)) return false;
+      *at = static_cast<size_t>(own ? begin : end - 1);
+      const uint64_t rest = own ? pack(begin + 1, end) : pack(begin, end - 1);
+      if (range.pieces.compare_exchange_weak(left, rest)) return true;
+    }
+  }
+
+  const size_t n_, piece_;
+  const std::function<void(size_t, size_t)>& body_;
+  std::vector<Range> ranges_;
+  std::atomic<bool> failed_{false};
+  std::mutex error_mutex_;
 };
 
-// The workers sleep between loops. A pool is never destroyed: its threads may outlive the statics of
+// The workers sleep when there is no loop for a while. A pool is never destroyed: its threads may outlive the statics of
 // the process, and a forked child, which has none of the threads, just makes a new one.
 class Pool {
  public:
@@ -94,27 +141,22 @@ class Pool {
     } else if (helpers > 1) {
       wake_.notify_all();
     }
-    loop.run();
+    loop.run(0);
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;  // whoever has not started by now is not needed
-    // The last pieces are short: to be woken takes longer than to look again for a while.
-    for (int i = 0; i < kLooks && running_ != 0; ++i) {
-      lock.unlock();
-      std::this_thread::yield();
-      lock.lock();
-    }
+    lock.unlock();
+    look_for([this] { return running_ == 0; });
+    lock.lock();
     done_.wait(lock, [this] { return running_ == 0; });
     loop_ = nullptr;
   }
 
  private:
-  static constexpr int kLooks = 100;
-
   void grow(int helpers) {
     while (workers_ < helpers) {
       handles_.reserve(handles_.size() + 1);  // or fail while there is no thread to lose
       try {
-        std::thread worker([this] { work(); });
+        std::thread worker([this, index = static_cast<size_t>(workers_) + 1] { work(index); });
         handles_.push_back(worker.native_handle());
         worker.detach();
         caller_ = -1;
@@ -140,15 +182,16 @@ class Pool {
 #endif
   }
 
-  void work() {
-    std::unique_lock<std::mutex> lock(mutex_);
+  void work(size_t index) {
     for (;;) {
+      look_for([this] { return wanted_ > 0; });
+      std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return wanted_ > 0; });
       --wanted_;
       ++running_;
       Loop* loop = loop_;
       lock.unlock();
-      loop->run();
+      loop->run(index);
       lock.lock();
       if (--running_ == 0) done_.notify_one();
     }
@@ -157,13 +200,20 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Loop* loop_ = nullptr;
-  int workers_ = 0, wanted_ = 0, running_ = 0;
+  // Changed under the lock, looked at without.
+  std::atomic<int> wanted_{0}, running_{0};
+  int workers_ = 0;
   std::vector<std::thread::native_handle_type> handles_;
   int caller_ = -1;  // the processor that the workers keep off
 };
 
 std::atomic<Pool*> pool{nullptr};
 std::atomic<bool> busy{false};
+// Loops that follow each other soon: how many elements they had, and when the last one ended. After kSeries elements,
+// or after a loop with workers, it is worth having one awake. A guess: other threads' loops may come between.
+constexpr size_t kSeries = 2 * kAsleepGrain;
+std::atomic<size_t> series{0};
+std::atomic<Clock::rep> last_end{0};
 
 #if defined(__unix__) || defined(__APPLE__)
 // The child has the pool's memory but none of its threads, and its locks in any state: forget it.
@@ -193,33 +243,42 @@ int set_thread_limit(int n) {
   return before;
 }
 
-void parallel_for(size_t n, size_t grain, const std::function<void(size_t, size_t)>& body) {
+void parallel_for(size_t n, size_t size, size_t most,
+                  const std::function<void(size_t, size_t)>& body) {
   if (n == 0) return;
-  grain = std::max<size_t>(grain, 1);
-  if (n <= grain || inside) {
+  most = std::min({n, most, static_cast<size_t>(get_num_threads())});
+  size = std::max<size_t>(size, 1);
+  if (most <= 1 || n <= kAwakeGrain / size || inside) {
     body(0, n);
     return;
   }
-  const size_t threads = std::min(static_cast<size_t>(get_num_threads()), (n + grain - 1) / grain);
+  const Clock::time_point last{Clock::duration(last_end.load())};
+  const size_t before = Clock::now() - last < kLook ? series.load() : 0;
+  const auto end = [](size_t elements) {
+    series = elements;
+    last_end = Clock::now().time_since_epoch().count();
+  };
+  const size_t grain = std::max<size_t>(1, (before < kSeries ? kAsleepGrain : kAwakeGrain) / size);
+  const size_t threads = std::min(most, (n + grain - 1) / grain);
   if (threads <= 1 || busy.exchange(true)) {
     body(0, n);
+    end(std::min(kSeries, before + n * size));
     return;
   }
-  Loop loop;
-  loop.n = n;
-  // Sixteen pieces a thread even out how late the workers come, and what else the machine has to do.
-  loop.piece = std::max(grain / 16, (n + 16 * threads - 1) / (16 * threads));
-  loop.body = &body;
+  // Sixteen pieces a thread even things out well enough.
+  const size_t piece = std::max(kPiece / size, (n + 16 * threads - 1) / (16 * threads));
   try {
+    Loop loop(n, piece, threads, body);
     Pool* current = pool.load();
     if (current == nullptr) pool.store(current = new Pool);
     current->run(loop, static_cast<int>(threads) - 1);
+    if (loop.error) std::rethrow_exception(loop.error);
   } catch (...) {
     busy.store(false);
     throw;
   }
   busy.store(false);
-  if (loop.error) std::rethrow_exception(loop.error);
+  end(kSeries);
 }
 
 }  // namespace softlane

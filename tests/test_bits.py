@@ -605,6 +605,40 @@ def test_one_thread_against_many(fused_isa: str, name: str) -> None:
                 assert_rows(CALLS[name](rows, 0, transpose), columns, f"{count} threads, axis 0")
 
 
+@every_float
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 3000, 100), (1, 1100, 257), (3, 3000, 64), (5, 2001, 41), (1, 700, 701), (2, 9000, 129)],
+)
+def test_columns_divided_among_threads(
+    fused_isa: str, dtype: DType, shape: tuple[int, int, int]
+) -> None:
+    """Runs of columns that are divided and runs that are not, against rows and one thread."""
+    rng = rng_for("divided", shape)
+    x = to_dtype(3 * rng.standard_normal(shape), dtype)
+    y = rng.integers(0, shape[1], (shape[0], shape[2]))
+
+    def results(x: Array, axis: int) -> list[Array]:
+        probs = softlane.softmax(x, axis)
+        loss, grad = softlane.cross_entropy_with_grad(x, y, axis)
+        arrays = [
+            probs,
+            softlane.log_softmax(x, axis),
+            softlane.softmax_backward(x, probs, axis),
+            grad,
+        ]
+        arrays = [np.moveaxis(a, axis, -1) for a in arrays]
+        losses = softlane.cross_entropy(x, y, axis, reduction="none")
+        return [*arrays, softlane.logsumexp(x, axis), losses, loss]
+
+    with threads(1):
+        expected = results(np.moveaxis(x, 1, -1).copy(), -1)
+    for count in (2, 7):
+        with threads(count):
+            for got, wanted in zip(results(x, 1), expected, strict=True):
+                assert_same_bits(got, wanted, f"{count} threads")
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "cross_entropy", "softmax_backward"])
 def test_arrays_beyond_the_caches_against_parts(fused_isa: str, name: str) -> None:

@@ -74,14 +74,20 @@ struct Random {
   }
 };
 
-// Every index once, by plain writes that a race would show; pieces no smaller than a 16th of the grain.
-void check_sum(size_t n, size_t grain) {
+// What is enough for a thread, whatever the number of indices.
+constexpr size_t kEnough = 1 << 20;
+std::atomic<size_t> elsewhere{0};  // pieces that workers took
+
+// Every index once, by plain writes that a race would show; pieces of no less than 8192 elements.
+void check_sum(size_t n, size_t size) {
   std::vector<unsigned char> seen(n, 0);
   std::atomic<size_t> sum{0};
   std::atomic<int> small{0};
-  softlane::parallel_for(n, grain, [&](size_t begin, size_t end) {
+  const std::thread::id caller = std::this_thread::get_id();
+  softlane::parallel_for(n, size, n, [&](size_t begin, size_t end) {
     if (begin >= end || end > n) fail("a piece outside the range");
-    if (end - begin < grain / 16 && end != n) ++small;
+    if (end - begin < 8192 / size && end != n) ++small;
+    if (std::this_thread::get_id() != caller) ++elsewhere;
     size_t part = 0;
     for (size_t i = begin; i < end; ++i) {
       ++seen[i];
@@ -90,7 +96,7 @@ void check_sum(size_t n, size_t grain) {
     sum += part;
   });
   expect(sum == (n == 0 ? 0 : n * (n - 1) / 2), "a wrong sum");
-  expect(small == 0, "a piece smaller than a 16th of the grain");
+  expect(small == 0, "a piece of less than 8192 elements");
   for (const unsigned char count : seen) expect(count == 1, "an index not visited once");
 }
 
@@ -99,7 +105,7 @@ void check_exception(size_t n, size_t bad, int id) {
   std::atomic<int> inside{0};
   bool caught = false;
   try {
-    softlane::parallel_for(n, 1, [&](size_t begin, size_t end) {
+    softlane::parallel_for(n, kEnough, n, [&](size_t begin, size_t end) {
       ++inside;
       const bool throws = begin <= bad && bad < end;
       if (throws) {
@@ -118,14 +124,14 @@ void check_exception(size_t n, size_t bad, int id) {
 
 void check_nested(size_t n) {
   std::atomic<size_t> sum{0};
-  softlane::parallel_for(n, 1, [&](size_t begin, size_t end) {
+  softlane::parallel_for(n, kEnough, n, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
-      softlane::parallel_for(10, 1, [&](size_t first, size_t last) {
+      softlane::parallel_for(10, kEnough, 10, [&](size_t first, size_t last) {
         for (size_t k = first; k < last; ++k) sum += k;
       });
     }
     try {
-      softlane::parallel_for(4, 1, [](size_t, size_t) { throw 1; });
+      softlane::parallel_for(4, kEnough, 4, [](size_t, size_t) { throw 1; });
       fail("a nested exception lost");
     } catch (int) {
     }
@@ -136,7 +142,7 @@ void check_nested(size_t n) {
 void check_limit(size_t limit) {
   const int before = softlane::set_thread_limit(static_cast<int>(limit));
   expect(softlane::get_num_threads() <= static_cast<int>(limit), "the thread's limit is exceeded");
-  check_sum(1000, 10);
+  check_sum(1000, 1000);
   expect(softlane::set_thread_limit(before) == static_cast<int>(limit), "another thread's limit");
 }
 
@@ -165,14 +171,14 @@ void check_allocation_failures() {
     };
     failing = k;
     try {
-      softlane::parallel_for(10000, 1, body);
+      softlane::parallel_for(10000, kEnough, 10000, body);
       failing = 0;
       expect(sum == 10000, "a wrong sum beside an allocation failure");
     } catch (const std::bad_alloc&) {
       failing = 0;
       ++refused;
     }
-    check_sum(10000, 1);
+    check_sum(10000, kEnough);
   }
   std::printf("allocation failures: %d of 12 reached the caller\n", refused);
 }
@@ -203,7 +209,7 @@ void hammer(int id, std::chrono::steady_clock::time_point end,
         check_dispatch(usable, random.below(usable.size()));
         break;
       default:
-        check_sum(random.below(5000), random.below(300) + 1);
+        check_sum(random.below(5000), random.below(2000) + 1);
     }
     ++rounds;
   }
@@ -227,7 +233,7 @@ int main(int argc, char** argv) {
     while (waiting > 0) std::this_thread::yield();
     expect(softlane::active_table().name == softlane::isas_usable().front(), "not the best set");
     expect(softlane::get_num_threads() >= 1, "no thread");
-    check_sum(3000, 1);
+    check_sum(3000, kEnough);
   });
   const std::vector<std::string> usable = softlane::isas_usable();
   std::atomic<size_t> rounds{0};
@@ -235,8 +241,9 @@ int main(int argc, char** argv) {
                    std::chrono::milliseconds(static_cast<int>(1000 * seconds));
   in_threads([&](int id) { hammer(id, end, usable, rounds); });
   // Threads that end and others that begin, one after the other.
-  for (int i = 0; i < 50; ++i) std::thread([] { check_sum(3000, 10); }).join();
+  for (int i = 0; i < 50; ++i) std::thread([] { check_sum(3000, kEnough); }).join();
   check_allocation_failures();
+  expect(elsewhere > 0, "all loops ran on their callers alone");
   std::printf("hammer: %zu rounds by %d threads\n", rounds.load(), kThreads);
   return 0;
 }
