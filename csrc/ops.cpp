@@ -204,8 +204,8 @@ struct Division {
   size_t unit = 1, before = 0, least = 1;
   size_t threads = static_cast<size_t>(get_num_threads());
 };
-// Rows are divided anywhere, columns between panels. Where a run is divided, each row of its columns is, and lines go to
-// and fro between the caches of two threads, the more so if results are `written` to an array (like `view`) that lies in
+// Rows are divided anywhere, columns between panels. Where a run is divided, each row of its columns is, and lines go back
+// and forth between the caches of two threads, the more so if results are `written` to an array (like `view`) that lies in
 // caches: narrow runs stay whole (measured: bench/NOTES.md). Groups begin where cache lines do, and are as wide as evens
 // out the threads' shares.
 Division divide(const Plan& plan, Mode mode, const View& view, bool grouped, bool written) {
