@@ -233,13 +233,20 @@ Division divide(const Plan& plan, Mode mode, const View& view, bool grouped, boo
   return division;
 }
 
+// What a sample costs, in elements of a long row of floats (measured: bench/NOTES.md).
+size_t cost_of(size_t classes, const View& view) {
+  constexpr size_t kOverhead = 24;
+  return (classes + kOverhead) * (item_size(view.dtype) == 8 ? 2 : 1);
+}
+
 // Calls body(begin, end) over samples, which lie, or are written, like those of `view`.
 void over_samples(const Plan& plan, Mode mode, const View& view, bool grouped, bool written,
                   const std::function<void(size_t, size_t)>& body) {
   const Division by = divide(plan, mode, view, grouped, written);
   const size_t count = by.before + plan.samples;
   const size_t units = count < by.unit + by.least ? 1 : (count - by.least) / by.unit + 1;
-  parallel_for(units, by.unit * plan.classes, by.threads, [&](size_t begin, size_t end) {
+  const size_t cost = by.unit * cost_of(plan.classes, view);
+  parallel_for(units, cost, by.threads, [&](size_t begin, size_t end) {
     body(begin == 0 ? 0 : begin * by.unit - by.before,
          end == units ? plan.samples : end * by.unit - by.before);
   });
@@ -778,7 +785,8 @@ class CrossEntropy {
     const Division by = divide(plan_, mode, a_.logits, true, a_.grad != nullptr);
     const size_t together = (by.unit + block - 1) / block * block;
     const size_t pieces = (plan_.samples + together - 1) / together;
-    parallel_for(pieces, together * classes_, by.threads, [&](size_t first, size_t last) {
+    const size_t cost = together * cost_of(classes_, a_.logits);
+    parallel_for(pieces, cost, by.threads, [&](size_t first, size_t last) {
       const size_t end = std::min(plan_.samples, last * together);
       size_t at = first * together;
       LossLanes sum;
@@ -1244,7 +1252,7 @@ template <class F>
 void over_segments(const View& x, const View* out, const std::vector<int64_t>& pointers, F body) {
   const size_t segments = pointers.size() - 1;
   const size_t average = static_cast<size_t>(x.shape[0]) / std::max<size_t>(1, segments);
-  parallel_for(segments, average + 1, segments, [&](size_t begin, size_t end) {
+  parallel_for(segments, cost_of(average, x), segments, [&](size_t begin, size_t end) {
     for (size_t s = begin; s < end; ++s) {
       const auto slice = [&](const View& v) {
         View part = v;

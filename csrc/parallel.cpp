@@ -25,8 +25,8 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// Elements a thread that are worth one that is awake, and that are worth waking one (measured: bench/NOTES.md); and
-// the least in a piece.
+// What is worth a thread that is awake, and what is worth waking one, in elements of a long row of floats, 0.3 ns each
+// (measured: bench/NOTES.md); and the least in a piece.
 constexpr size_t kAwakeGrain = 65536, kAsleepGrain = 4 * kAwakeGrain, kPiece = 8192;
 
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
@@ -209,8 +209,8 @@ class Pool {
 
 std::atomic<Pool*> pool{nullptr};
 std::atomic<bool> busy{false};
-// Loops that follow each other soon: how many elements they had, and when the last one ended. After kSeries elements,
-// or after a loop with workers, it is worth having one awake. A guess: other threads' loops may come between.
+// Loops that follow each other soon: what they cost together, and when the last one ended. After kSeries, or after a
+// loop with workers, it is worth having one awake. A guess: other threads' loops may come between.
 constexpr size_t kSeries = 2 * kAsleepGrain;
 std::atomic<size_t> series{0};
 std::atomic<Clock::rep> last_end{0};
@@ -243,30 +243,30 @@ int set_thread_limit(int n) {
   return before;
 }
 
-void parallel_for(size_t n, size_t size, size_t most,
+void parallel_for(size_t n, size_t cost, size_t most,
                   const std::function<void(size_t, size_t)>& body) {
   if (n == 0) return;
   most = std::min({n, most, static_cast<size_t>(get_num_threads())});
-  size = std::max<size_t>(size, 1);
-  if (most <= 1 || n <= kAwakeGrain / size || inside) {
+  cost = std::max<size_t>(cost, 1);
+  if (most <= 1 || n <= kAwakeGrain / cost || inside) {
     body(0, n);
     return;
   }
   const Clock::time_point last{Clock::duration(last_end.load())};
   const size_t before = Clock::now() - last < kLook ? series.load() : 0;
-  const auto end = [](size_t elements) {
-    series = elements;
+  const auto end = [](size_t costs) {
+    series = costs;
     last_end = Clock::now().time_since_epoch().count();
   };
-  const size_t grain = std::max<size_t>(1, (before < kSeries ? kAsleepGrain : kAwakeGrain) / size);
+  const size_t grain = std::max<size_t>(1, (before < kSeries ? kAsleepGrain : kAwakeGrain) / cost);
   const size_t threads = std::min(most, (n + grain - 1) / grain);
   if (threads <= 1 || busy.exchange(true)) {
     body(0, n);
-    end(std::min(kSeries, before + n * size));
+    end(std::min(kSeries, before + n * cost));
     return;
   }
   // Sixteen pieces a thread even things out well enough.
-  const size_t piece = std::max(kPiece / size, (n + 16 * threads - 1) / (16 * threads));
+  const size_t piece = std::max(kPiece / cost, (n + 16 * threads - 1) / (16 * threads));
   try {
     Loop loop(n, piece, threads, body);
     Pool* current = pool.load();
