@@ -1208,6 +1208,7 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
   const Expanded state_strides(&flat, x.ndim, axes);
   const Plan plan =
       make_plan(x.ndim, x.shape.data(), axes, {x.strides.data(), state_strides.data()});
+  if (plan.samples == 0) return;
   const auto rows = active_table().exp_sum_rows;
   const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;

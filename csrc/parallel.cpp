@@ -25,8 +25,8 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// What is worth a thread that is awake, and what is worth waking one, in elements of a long row of floats, 0.3 ns each
-// (measured: bench/NOTES.md); and the least in a piece.
+// A loop has as many threads as it costs multiples, begun ones too, of what is worth one that is awake, or worth waking
+// one: in elements of a long row of floats, 0.3 ns each (measured: bench/NOTES.md). Pieces cost about kPiece or more.
 constexpr size_t kAwakeGrain = 65536, kAsleepGrain = 4 * kAwakeGrain, kPiece = 8192;
 
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
@@ -61,9 +61,9 @@ std::atomic<int> configured{0};
 thread_local int thread_limit = 0;
 thread_local bool inside = false;
 
-// One loop, in pieces. Each thread has a range of them that is the same from call to call, so that what it worked on
-// is in its cache still; when none is left there it takes them from the far ends of the others' ranges, which evens
-// out how late the workers come, and what else the machine has to do.
+// One loop, in pieces. Each thread has a range of them that is the same from call to call, while the pool and the number
+// of threads are, so that what it worked on is in its cache still; when none is left there it takes them from the far
+// ends of the others' ranges, which evens out how late the workers come, and what else the machine has to do.
 class Loop {
  public:
   Loop(size_t n, size_t piece, size_t threads, const std::function<void(size_t, size_t)>& body)

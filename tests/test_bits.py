@@ -608,7 +608,7 @@ def test_one_thread_against_many(fused_isa: str, name: str) -> None:
 @every_float
 @pytest.mark.parametrize(
     "shape",
-    [(1, 3000, 100), (1, 1100, 257), (3, 3000, 64), (5, 2001, 41), (1, 700, 701), (2, 9000, 129)],
+    [(1, 3000, 100), (1, 1100, 257), (3, 3000, 64), (1, 300, 901), (1, 700, 701), (2, 9000, 129)],
 )
 def test_columns_divided_among_threads(
     fused_isa: str, dtype: DType, shape: tuple[int, int, int]
@@ -619,7 +619,9 @@ def test_columns_divided_among_threads(
     y = rng.integers(0, shape[1], (shape[0], shape[2]))
 
     def results(x: Array, axis: int) -> list[Array]:
-        probs = softlane.softmax(x, axis)
+        # Where cache lines begin in the results is not where they begin in arrays of NumPy's.
+        out = np.empty(x.size + 5, dtype)[5:].reshape(x.shape)
+        probs = softlane.softmax(x, axis, out=out)
         loss, grad = softlane.cross_entropy_with_grad(x, y, axis)
         arrays = [
             probs,

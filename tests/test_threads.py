@@ -169,10 +169,10 @@ def test_changing_the_count_while_calls_run() -> None:
 
 
 def test_an_error_in_one_thread_leaves_the_others_alone() -> None:
-    x = rng_for("errors").standard_normal((3000, 50))
-    good = np.zeros(3000, int)
+    x = rng_for("errors").standard_normal((9000, 50))
+    good = np.zeros(9000, int)
     bad = good.copy()
-    bad[2999] = 50
+    bad[8999] = 50
     expected = softlane.cross_entropy(x, good)
 
     def work(i: int) -> bool:

@@ -37,6 +37,12 @@ void* allocate(size_t size) {
   if (void* p = std::malloc(size == 0 ? 1 : size)) return p;
   throw std::bad_alloc();
 }
+void* allocate(size_t size, std::align_val_t align) {
+  if (failing > 0 && --failing == 0) throw std::bad_alloc();
+  const size_t a = static_cast<size_t>(align);
+  if (void* p = std::aligned_alloc(a, (size + a - 1) / a * a)) return p;
+  throw std::bad_alloc();
+}
 
 }  // namespace
 
@@ -47,6 +53,9 @@ extern "C" const softlane::KernelTable* softlane_table_neon() { return &kNeon; }
 
 void* operator new(size_t size) { return allocate(size); }
 void* operator new[](size_t size) { return allocate(size); }
+void* operator new(size_t size, std::align_val_t align) { return allocate(size, align); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
 void operator delete(void* p, size_t) noexcept { std::free(p); }
@@ -78,16 +87,17 @@ struct Random {
 constexpr size_t kEnough = 1 << 20;
 std::atomic<size_t> elsewhere{0};  // pieces that workers took
 
-// Every index once, by plain writes that a race would show; pieces of no less than 8192 elements.
-void check_sum(size_t n, size_t size) {
+// Every index once, by plain writes that a race would show; pieces of no less than 8192 elements, but for what an index
+// more would add; on the caller alone if `most` says so.
+void check_sum(size_t n, size_t size, size_t most = 1000) {
   std::vector<unsigned char> seen(n, 0);
   std::atomic<size_t> sum{0};
-  std::atomic<int> small{0};
+  std::atomic<size_t> small{0};
   const std::thread::id caller = std::this_thread::get_id();
-  softlane::parallel_for(n, size, n, [&](size_t begin, size_t end) {
+  softlane::parallel_for(n, size, most, [&](size_t begin, size_t end) {
     if (begin >= end || end > n) fail("a piece outside the range");
     if (end - begin < 8192 / size && end != n) ++small;
-    if (std::this_thread::get_id() != caller) ++elsewhere;
+    if (std::this_thread::get_id() != caller) ++(most == 1 ? small : elsewhere);
     size_t part = 0;
     for (size_t i = begin; i < end; ++i) {
       ++seen[i];
@@ -96,7 +106,7 @@ void check_sum(size_t n, size_t size) {
     sum += part;
   });
   expect(sum == (n == 0 ? 0 : n * (n - 1) / 2), "a wrong sum");
-  expect(small == 0, "a piece of less than 8192 elements");
+  expect(small == 0, "a piece of less than 8192 elements, or one too many threads");
   for (const unsigned char count : seen) expect(count == 1, "an index not visited once");
 }
 
@@ -180,6 +190,7 @@ void check_allocation_failures() {
     }
     check_sum(10000, kEnough);
   }
+  expect(refused > 0, "the loop's own allocation did not fail");
   std::printf("allocation failures: %d of 12 reached the caller\n", refused);
 }
 
@@ -209,7 +220,7 @@ void hammer(int id, std::chrono::steady_clock::time_point end,
         check_dispatch(usable, random.below(usable.size()));
         break;
       default:
-        check_sum(random.below(5000), random.below(2000) + 1);
+        check_sum(random.below(5000), random.below(2000) + 1, 1 + random.below(3));
     }
     ++rounds;
   }
