@@ -27,7 +27,7 @@ constexpr int kMaxThreads = 1024;
 
 // A loop has as many threads as it costs multiples, begun ones too, of what is worth one that is awake, or worth waking
 // one: in elements of a long row of floats, 0.3 ns each (measured: bench/NOTES.md). Pieces cost about kPiece or more.
-constexpr size_t kAwakeGrain = 65536, kAsleepGrain = 4 * kAwakeGrain, kPiece = 8192;
+constexpr size_t kAwakeGrain = 131072, kAsleepGrain = 2 * kAwakeGrain, kPiece = 8192;
 
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
 using Clock = std::chrono::steady_clock;
