@@ -25,7 +25,6 @@ constexpr size_t kChunk = 30720;  // elements; a multiple of 128
 constexpr size_t kPackBytes = kChunk * sizeof(double);
 static_assert(kScratchBytes + 2 * kPackBytes <= (size_t{1} << 20), "scratch");
 
-constexpr size_t kLine = 64;   // bytes of a cache line
 constexpr size_t kPanel = 16;  // columns
 
 class Scratch {
@@ -209,8 +208,8 @@ struct Division {
 // caches: narrow runs stay whole (measured: bench/NOTES.md). Groups begin where cache lines do, and are as wide as evens
 // out the threads' shares.
 Division divide(const Plan& plan, Mode mode, const View& view, bool grouped, bool written) {
-  constexpr size_t kCached = 2 << 20, kLeastCached = 768, kLeast = 256;  // bytes
-  constexpr size_t kGroup = 64;                                          // columns
+  constexpr size_t kLine = 64, kCached = 2 << 20, kLeastCached = 768, kLeast = 256;  // bytes
+  constexpr size_t kGroup = 64;                                                      // columns
   Division division;
   if (mode != Mode::kCols) return division;
   const size_t item = item_size(view.dtype), run = plan.run_length();
@@ -781,7 +780,7 @@ class CrossEntropy {
     block = (block + unit - 1) / unit * unit;
     const size_t blocks = (plan_.samples + block - 1) / block;
     std::vector<LossSum> partial(a_.reduction == Reduction::kNone ? 0 : blocks);
-    // What a thread takes is whole blocks.
+    // What a thread takes is whole blocks, and of columns as many as make a group, whether they are one or not.
     const Division by = divide(plan_, mode, a_.logits, true, a_.grad != nullptr);
     const size_t together = (by.unit + block - 1) / block * block;
     const size_t pieces = (plan_.samples + together - 1) / together;

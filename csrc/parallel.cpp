@@ -142,11 +142,12 @@ class Pool {
       wake_.notify_all();
     }
     loop.run(0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    wanted_ = 0;  // whoever has not started by now is not needed
-    lock.unlock();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      wanted_ = 0;  // whoever has not started by now is not needed
+    }
     look_for([this] { return running_ == 0; });
-    lock.lock();
+    std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return running_ == 0; });
     loop_ = nullptr;
   }

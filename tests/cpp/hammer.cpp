@@ -87,16 +87,16 @@ struct Random {
 constexpr size_t kEnough = 1 << 20;
 std::atomic<size_t> elsewhere{0};  // pieces that workers took
 
-// Every index once, by plain writes that a race would show; pieces of no less than 8192 elements, but for what an index
-// more would add; on the caller alone if `most` says so.
-void check_sum(size_t n, size_t size, size_t most = 1000) {
+// Every index once, by plain writes that a race would show; pieces that cost no less than 8192, but for what an index more
+// would add; on the caller alone if `most` says so.
+void check_sum(size_t n, size_t cost, size_t most = 1000) {
   std::vector<unsigned char> seen(n, 0);
   std::atomic<size_t> sum{0};
   std::atomic<size_t> small{0};
   const std::thread::id caller = std::this_thread::get_id();
-  softlane::parallel_for(n, size, most, [&](size_t begin, size_t end) {
+  softlane::parallel_for(n, cost, most, [&](size_t begin, size_t end) {
     if (begin >= end || end > n) fail("a piece outside the range");
-    if (end - begin < 8192 / size && end != n) ++small;
+    if (end - begin < 8192 / cost && end != n) ++small;
     if (std::this_thread::get_id() != caller) ++(most == 1 ? small : elsewhere);
     size_t part = 0;
     for (size_t i = begin; i < end; ++i) {
@@ -106,7 +106,7 @@ void check_sum(size_t n, size_t size, size_t most = 1000) {
     sum += part;
   });
   expect(sum == (n == 0 ? 0 : n * (n - 1) / 2), "a wrong sum");
-  expect(small == 0, "a piece of less than 8192 elements, or one too many threads");
+  expect(small == 0, "a piece that costs less than 8192, or a thread too many");
   for (const unsigned char count : seen) expect(count == 1, "an index not visited once");
 }
 
