@@ -511,6 +511,26 @@ def test_blocks_of_rows(fused_isa: str, name: str, dtype: DType) -> None:
                 assert_rows(got, expected, f"rows {chosen} of length {n}", chosen)
 
 
+@every_call
+@every_float
+def test_logits_of_any_spread(fused_isa: str, name: str, dtype: DType) -> None:
+    """Narrow rows are summed in another way: in each lane of a block almost all elements near the maximum, and one that
+    an inexact sum would lose digits of."""
+    rng = rng_for("spread", name)
+    low, high = (42, 48) if dtype.itemsize == 8 else (13, 20)
+    binades = np.linspace(low, high, 33)
+    for n in (20, 40, 300):
+        x = rng.uniform(-0.4, 0, (33, n)) + rng.uniform(-9, 9, (33, 1))
+        x[:, np.arange(n) % 128 >= 112] -= np.log(2) * binades[:, None]
+        x[:, :2] -= np.log(2) * binades[:, None]
+        rows = Rows(to_dtype(x, dtype))
+        rows.y = softlane.softmax(rows.x)
+        alone = [CALLS[name](rows.pick([i]), -1, identity) for i in range(33)]
+        expected = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
+        assert_rows(CALLS[name](rows, -1, identity), expected, f"rows of length {n}")
+        assert_rows(CALLS[name](rows, 0, packed_transpose), expected, f"columns of length {n}")
+
+
 # Parameters that change nothing
 
 

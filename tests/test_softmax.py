@@ -201,6 +201,17 @@ def test_log_softmax_a_common_offset_cancels_exactly(isa: str, dtype: DType) -> 
         )
 
 
+@every_float
+def test_zeros_have_equal_shares_rounded_once(isa: str, dtype: DType) -> None:
+    """exp(0) loses nothing, nor do sums of it; nor with any maximum that is subtracted first."""
+    for n in (1, 2, 3, 4, 7, 10, 16, 33, 100, 128, 1000, 1024, 4097):
+        share = np.asarray(1 / n).astype(dtype)
+        for value in (0, -10_000, 20_000):
+            x = np.full((3, n), value, dtype)
+            assert (softlane.softmax(x) == share).all(), (n, value)
+            assert (softlane.softmax(np.ascontiguousarray(x.T), 0) == share).all(), (n, value)
+
+
 def test_float16_seventy_thousand_zeros(isa: str) -> None:
     got = softlane.softmax(np.zeros(70_000, np.float16))
     assert (got == np.float16(1 / 70_000)).all()

@@ -28,7 +28,12 @@ HEADER = Path(__file__).resolve().parents[1] / "csrc" / "kernels" / "constants-i
 GRID_POINTS = 1501
 FLOAT_BITS = 24
 DOUBLE_BITS = 53
-EXP_RANGE = mpf(1) / 16 + mpf(2) ** -20  # the slack covers the rounding of r
+# 2^x = 2^n * (1 + j/8) * 2^r for an x within 1/16 of n + j/8, r = x - n - j/8 + EXP_STEPS[j]; the slack covers
+# the rounding of r. Raised by EXP_RAISE, r is as far from 0 below as above; 2^0 then is 33/32, which loses nothing.
+EXP_STEPS = [mpf(j) / 8 - mp.log(1 + mpf(j) / 8, 2) for j in range(8)]
+EXP_HALF_STEP = mpf(1) / 16 + mpf(2) ** -20
+EXP_RAISED = mpf(33) / 32
+EXP_RAISE = mp.log(EXP_RAISED, 2)
 LOG_SLACK = mpf(2) ** -20
 LOG_GRID = 41  # the high parts of k*ln2 and log(c) are multiples of 2^-LOG_GRID
 LOG_MAX_K = 2100
@@ -187,52 +192,37 @@ def fit(problem: Problem, bits: int) -> Fit:
 # ------------------------------------------------------------------------------------- constants
 
 
-def exp2_problem(name: str, count: int) -> Problem:
+def exp2_problem(name: str, count: int, raised: mpf) -> Problem:
     """2^r - 1 = r*w(r), absolute error, w with `count` coefficients."""
+    reach = EXP_HALF_STEP + max(abs(s + raised) for s in EXP_STEPS)
     return Problem(
         name=name,
         target=lambda r: mp.expm1(r * mp.ln2),
         powers=tuple(range(1, count + 1)),
         weight=lambda _: mpf(1),
         weight_text="absolute error of r*w(r) against 2^r - 1",
-        low=-EXP_RANGE,
-        high=EXP_RANGE,
+        low=-reach,
+        high=reach,
     )
 
 
-def fit_exp2(name: str, bits: int, count: int, goal: float) -> tuple[list[Fit], Fit]:
+def fit_exp2(
+    name: str, bits: int, count: int, goal: float, raised: mpf = EXP_RAISE
+) -> tuple[list[Fit], Fit]:
     """The first count of coefficients (from `count`) whose error is below 2^goal."""
-    tried = [fit(exp2_problem(name, count), bits)]
+    tried = [fit(exp2_problem(name, count, raised), bits)]
     while log2_abs(tried[-1].error) > goal:
         count += 1
-        tried.append(fit(exp2_problem(name, count), bits))
+        tried.append(fit(exp2_problem(name, count, raised), bits))
     return tried, tried[-1]
-
-
-def float_bits(x: mpf) -> int:
-    return int(struct.unpack("<i", struct.pack("<f", float(x)))[0])
 
 
 def double_bits(x: mpf) -> int:
     return int(struct.unpack("<q", struct.pack("<d", float(x)))[0])
 
 
-@dataclass(frozen=True)
-class Exp2Table:
-    """T_j = 2^(j/8) rounded, as bit patterns to add to an integer, and what the rounding lost."""
-
-    values: list[mpf]
-    entries: list[int]
-    deltas: list[mpf]
-
-
-def exp2_table(bits: int) -> Exp2Table:
-    to_bits = float_bits if bits == FLOAT_BITS else double_bits
-    shift = bits - 1 - 3  # j takes the three bits below the exponent
-    values = [round_to(mp.power(2, mpf(j) / 8), bits) for j in range(8)]
-    entries = [to_bits(t) - to_bits(mpf(1)) - (j << shift) for j, t in enumerate(values)]
-    deltas = [round_to(mp.power(2, mpf(j) / 8) / t - 1, bits) for j, t in enumerate(values)]
-    return Exp2Table(values, entries, deltas)
+def exp2_steps(raised: mpf, bits: int) -> list[mpf]:
+    return [round_to(s + raised, bits) for s in EXP_STEPS]
 
 
 @dataclass(frozen=True)
@@ -330,10 +320,15 @@ def int64(value: int) -> str:
 class Constants:
     exp_f: Fit
     exp_d: Fit
-    exp_short_d: Fit
+    exp_sharp_f: Fit
+    exp_sharp_d: Fit
     log: Fit
-    table_f: Exp2Table
-    table_d: Exp2Table
+    raised_f: list[mpf]  # steps
+    raised_d: list[mpf]
+    steps_f: list[mpf]
+    steps_d: list[mpf]
+    steps_lo_d: list[mpf]  # what these lost to rounding
+    lower: tuple[mpf, mpf]  # 2^-EXP_RAISE
     log_table: LogTable
     log2e: tuple[mpf, mpf]
     ln2: tuple[mpf, mpf]
@@ -341,22 +336,29 @@ class Constants:
 
 def compute(report: bool) -> Constants:
     """All constants; `report` prints every fit, also those that missed their goal."""
-    tried_f, exp_f = fit_exp2("kExp2F", FLOAT_BITS, 4, -31)
-    tried_d, exp_d = fit_exp2("kExp2D", DOUBLE_BITS, 8, -61)
-    tried_s, exp_short_d = fit_exp2("kExp2ShortD", DOUBLE_BITS, 7, -58)
+    tried_f, exp_f = fit_exp2("kExp2F", FLOAT_BITS, 4, -29)
+    tried_d, exp_d = fit_exp2("kExp2D", DOUBLE_BITS, 8, -59.5)
+    tried_sf, exp_sharp_f = fit_exp2("kExp2SharpF", FLOAT_BITS, 5, -31, mpf(0))
+    tried_sd, exp_sharp_d = fit_exp2("kExp2SharpD", DOUBLE_BITS, 9, -61, mpf(0))
+    steps_d = exp2_steps(mpf(0), DOUBLE_BITS)
     table = log_table()
     tried_l, log = fit_log(table, 4, -66)
     if report:
-        for f in [*tried_f, *tried_d, *tried_s, *tried_l]:
+        for f in [*tried_f, *tried_d, *tried_sf, *tried_sd, *tried_l]:
             print(f.summary())
         print(f"r of log in [{mp.nstr(table.r_low, 8)}, {mp.nstr(table.r_high, 8)}]")
     return Constants(
         exp_f=exp_f,
         exp_d=exp_d,
-        exp_short_d=exp_short_d,
+        exp_sharp_f=exp_sharp_f,
+        exp_sharp_d=exp_sharp_d,
         log=log,
-        table_f=exp2_table(FLOAT_BITS),
-        table_d=exp2_table(DOUBLE_BITS),
+        raised_f=exp2_steps(EXP_RAISE, FLOAT_BITS),
+        raised_d=exp2_steps(EXP_RAISE, DOUBLE_BITS),
+        steps_f=exp2_steps(mpf(0), FLOAT_BITS),
+        steps_d=steps_d,
+        steps_lo_d=[round_to(s - r, DOUBLE_BITS) for s, r in zip(EXP_STEPS, steps_d, strict=True)],
+        lower=double_double(1 / EXP_RAISED),
         log_table=table,
         log2e=double_double(1 / mp.ln2),
         ln2=double_double(+mp.ln2),
@@ -370,35 +372,40 @@ def power_of_two(x: mpf) -> str:
 def header(c: Constants) -> str:
     t = c.log_table
     blocks = [
-        f"""\
+        """\
 // Constants of exp and log. Written by tools/fit_constants.py (which repeats and checks the fits);
 // do not edit. Data only, for the anonymous namespace of a kernel file; needs <cstdint> before.
 #pragma once
 
 // clang-format off
 
-// exp, float32: x = n + j/8 + r, 2^x = 2^n * T_j * (1 + z), 2^r - 1 = r * w(r).
-// w[0] + w[1]*r + ...; |r| <= 1/16 + 2^-20; absolute error of r*w(r) {power_of_two(c.exp_f.error)}\
- (before rounding
-// the coefficients {power_of_two(c.exp_f.ideal_error)}).""",
+// exp, float32: x = n + j/8 + f, |f| <= 1/16, 2^x = 2^n * (1 + j/8) * 2^r, r = f + step_j, 2^r - 1 = r * w(r). With
+// t = 8*q + j, q the biased exponent, t << 20 has the bits of 2^(q-127) * (1 + j/8). Steps are raised, and so is
+// 2^x, by a factor of 33/32: then r is as far from 0 below as above, and 2^0 loses nothing to rounding.
+// step_j = j/8 - log2(1 + j/8) + log2(33/32), rounded.""",
+        array("float", "kExp2RaisedF", [literal(x, "f") for x in c.raised_f], 4),
+        f"""\
+// w[0] + w[1]*r + ...; |r| <= {mp.nstr(c.exp_f.problem.high, 6)}; absolute error of r*w(r)\
+ {power_of_two(c.exp_f.error)} (before rounding the coefficients
+// {power_of_two(c.exp_f.ideal_error)}).""",
         array("float", "kExp2F", [literal(x, "f") for x in c.exp_f.coefficients], 4),
-        """\
-// bits(T_j) - bits(1.0f) - (j << 20), T_j = 2^(j/8) rounded: with t = 8*q + j, q the biased
-// exponent, the bits of 2^(q-127) * T_j are (t << 20) + entry.""",
-        array("std::int32_t", "kExp2TableF_bits", [str(e) for e in c.table_f.entries], 8),
-        "// 2^(j/8) = T_j * (1 + delta_j), delta_j rounded.",
-        array("float", "kExp2DeltaF", [literal(x, "f") for x in c.table_f.deltas], 4),
+        f"""\
+// The same where 2^r - 1 is what matters, not raised: |r| <= {mp.nstr(c.exp_sharp_f.problem.high, 6)}, error \
+{power_of_two(c.exp_sharp_f.error)}.""",
+        array("float", "kExp2StepF", [literal(x, "f") for x in c.steps_f], 4),
+        array("float", "kExp2SharpF", [literal(x, "f") for x in c.exp_sharp_f.coefficients], 4),
         f"""\
 
-// exp, float64: as above; absolute error of r*w(r) {power_of_two(c.exp_d.error)}\
- (before rounding {power_of_two(c.exp_d.ideal_error)}).""",
+// exp, float64: as above (t << 49); errors {power_of_two(c.exp_d.error)}\
+ (before rounding {power_of_two(c.exp_d.ideal_error)}) and {power_of_two(c.exp_sharp_d.error)}.""",
+        array("double", "kExp2RaisedD", [literal(x) for x in c.raised_d], 3),
         array("double", "kExp2D", [literal(x) for x in c.exp_d.coefficients], 3),
-        f"""\
-// The same where 2^r is what matters and not 2^r - 1: absolute error {power_of_two(c.exp_short_d.error)}.""",
-        array("double", "kExp2ShortD", [literal(x) for x in c.exp_short_d.coefficients], 3),
-        "// bits(T_j) - bits(1.0) - (j << 49): the bits of 2^(q-1023) * T_j are (t << 49) + entry.",
-        array("std::int64_t", "kExp2TableD_bits", [int64(e) for e in c.table_d.entries], 3),
-        array("double", "kExp2DeltaD", [literal(x) for x in c.table_d.deltas], 3),
+        array("double", "kExp2StepD", [literal(x) for x in c.steps_d], 3),
+        array("double", "kExp2SharpD", [literal(x) for x in c.exp_sharp_d.coefficients], 3),
+        "// What the steps lost to rounding, and 32/33, the sum of two doubles.",
+        array("double", "kExp2StepLoD", [literal(x) for x in c.steps_lo_d], 3),
+        scalar("kExp2LowerHi", c.lower[0]),
+        scalar("kExp2LowerLo", c.lower[1]),
         f"""\
 
 // log, float64: u = 2^k * m, m in [1 - 1/32, 2 - 1/16), j the nearest of c_j = 1 + j/8,
@@ -459,7 +466,7 @@ def check_exp2_relative(f: Fit, points: int, goal: float, rng: random.Random) ->
     """r*w(r) relative to 2^r - 1, which is what expm1 near zero depends on."""
     worst = mpf(0)
     for _ in range(points):
-        r = mp.ldexp(EXP_RANGE * rng.uniform(-1, 1), -rng.randrange(40))
+        r = mp.ldexp(f.problem.high * rng.uniform(-1, 1), -rng.randrange(40))
         if r:
             value = mp.fsum(c * r**k for c, k in zip(f.coefficients, f.problem.powers, strict=True))
             worst = max(worst, abs(value / f.problem.target(r) - 1))
@@ -467,16 +474,18 @@ def check_exp2_relative(f: Fit, points: int, goal: float, rng: random.Random) ->
     require(log2_abs(worst) <= goal, f"{f.problem.name}: relative error {power_of_two(worst)}")
 
 
-def check_exp2_table(name: str, table: Exp2Table, bits: int) -> None:
-    bias = (1 << (7 if bits == FLOAT_BITS else 10)) - 1
+def check_exp2_steps(c: Constants) -> None:
     for j in range(8):
-        pattern = ((8 * bias + j) << (bits - 4)) + table.entries[j]
-        code = "<if" if bits == FLOAT_BITS else "<qd"
-        value = struct.unpack("<" + code[2], struct.pack(code[:2], pattern))[0]
-        true = mp.power(2, mpf(j) / 8)
-        require(mpf(value) == table.values[j], f"{name}[{j}]: bits do not give T_j")
-        error = abs(table.values[j] * (1 + table.deltas[j]) / true - 1)
-        require(error <= mpf(2) ** (-2 * bits), f"{name}[{j}]: T_j*(1+delta_j) off by {error}")
+        true = -mp.log((1 + mpf(j) / 8) / mp.power(2, mpf(j) / 8), 2)
+        off = abs(c.steps_d[j] + c.steps_lo_d[j] - true)
+        require(off <= mpf(2) ** -108, f"kExp2StepD[{j}] is off")
+        for steps, raised, bits in (
+            (c.steps_f, mpf(0), FLOAT_BITS),
+            (c.raised_f, EXP_RAISE, FLOAT_BITS),
+            (c.raised_d, EXP_RAISE, DOUBLE_BITS),
+        ):
+            off = abs(steps[j] - true - raised)
+            require(off <= mpf(2) ** (-4 - bits), f"step {j} of {bits} bits is off")
 
 
 def check_log_table(t: LogTable) -> None:
@@ -516,14 +525,12 @@ def check_log1p(c: Constants, points: int, rng: random.Random) -> None:
 
 def check(c: Constants, points: int) -> None:
     rng = random.Random(20240501)
-    for f in (c.exp_f, c.exp_d, c.exp_short_d, c.log):
+    for f in (c.exp_f, c.exp_d, c.exp_sharp_f, c.exp_sharp_d, c.log):
         check_fit(f, points, rng)
-    check_exp2_relative(c.exp_f, points, -27, rng)
-    check_exp2_relative(c.exp_d, points, -54.5, rng)
-    # kExp2ShortD serves 2^r alone, whose error is the absolute one.
+    check_exp2_relative(c.exp_sharp_f, points, -27, rng)
+    check_exp2_relative(c.exp_sharp_d, points, -54.5, rng)
     check_log1p(c, points, rng)
-    check_exp2_table("kExp2TableF_bits", c.table_f, FLOAT_BITS)
-    check_exp2_table("kExp2TableD_bits", c.table_d, DOUBLE_BITS)
+    check_exp2_steps(c)
     check_log_table(c.log_table)
     found = HEADER.read_text(encoding="utf-8") if HEADER.exists() else ""
     wanted = header(c)

@@ -628,7 +628,7 @@ struct LogSoftmaxGrad {
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const ExpReference<V> ref = UnitReference<V>();
     const auto gone = Lt(y, floor);
-    ExpParts<V> e = Exp<true>(Max(floor, y), ref);
+    ExpParts<V> e = Exp<true, true>(Max(floor, y), ref);
     e.scale = IfThenElse(gone, V::Set(0), e.scale);
     const V leading = NegMulAdd(e.scale, sum_units, g);
     const V rest = MulAdd(Mul(e.z, e.scale), sum.hi, Mul(e.scale, sum.lo));
@@ -717,7 +717,7 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
     const W half = IfThenElse(deep, Mul(yv, W::Set(0.5)), yv);
     // An infinite Σ is not for 0 to be multiplied by: below the floor the exp is the floor's.
     const W low_y = Max(ref.floor, IfThenElse(Lt(W::Set(max), half), W::Set(max), half));
-    const Double2<W> e = ExactValue(Exp(low_y, ref));
+    const Double2<W> e = ExactValue(Exp<false, true>(low_y, ref));
     Double2<W> product = SafeMul(e, Double2<W>{mantissa, rest});
     W unlift = W::Set(1);
     if (AnyTrue(deep)) {

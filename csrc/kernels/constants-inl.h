@@ -4,46 +4,58 @@
 
 // clang-format off
 
-// exp, float32: x = n + j/8 + r, 2^x = 2^n * T_j * (1 + z), 2^r - 1 = r * w(r).
-// w[0] + w[1]*r + ...; |r| <= 1/16 + 2^-20; absolute error of r*w(r) 2^-32.23 (before rounding
-// the coefficients 2^-33.55).
+// exp, float32: x = n + j/8 + f, |f| <= 1/16, 2^x = 2^n * (1 + j/8) * 2^r, r = f + step_j, 2^r - 1 = r * w(r). With
+// t = 8*q + j, q the biased exponent, t << 20 has the bits of 2^(q-127) * (1 + j/8). Steps are raised, and so is
+// 2^x, by a factor of 33/32: then r is as far from 0 below as above, and 2^0 loses nothing to rounding.
+// step_j = j/8 - log2(1 + j/8) + log2(33/32), rounded.
+constexpr float kExp2RaisedF[8] = {
+    0x1.6bad38p-5f, -0x1.1655cap-11f, -0x1.c31ddep-6f, -0x1.47fcb8p-5f,
+    -0x1.4c561p-5f, -0x1.fca6aep-6f, -0x1.a8b318p-7f, 0x1.99b728p-7f,
+};
+// w[0] + w[1]*r + ...; |r| <= 0.106895; absolute error of r*w(r) 2^-29.57 (before rounding the coefficients
+// 2^-29.67).
 constexpr float kExp2F[4] = {
-    0x1.62e43p-1f, 0x1.ebfbep-3f, 0x1.c6b8cp-5f, 0x1.3b2f46p-7f,
+    0x1.62e42ep-1f, 0x1.ebfbep-3f, 0x1.c6d9bp-5f, 0x1.3b345p-7f,
 };
-// bits(T_j) - bits(1.0f) - (j << 20), T_j = 2^(j/8) rounded: with t = 8*q + j, q the biased
-// exponent, the bits of 2^(q-127) * T_j are (t << 20) + entry.
-constexpr std::int32_t kExp2TableF_bits[8] = {
-    0, -289342, -509968, -655657, -719629, -694486, -572163, -343865,
+// The same where 2^r - 1 is what matters, not raised: |r| <= 0.147463, error 2^-33.00.
+constexpr float kExp2StepF[8] = {
+    0.0f, -0x1.70068ep-5f, -0x1.269e12p-4f, -0x1.59d4f8p-4f,
+    -0x1.5c01a4p-4f, -0x1.350048p-4f, -0x1.d5d9fep-5f, -0x1.053f6ep-5f,
 };
-// 2^(j/8) = T_j * (1 + delta_j), delta_j rounded.
-constexpr float kExp2DeltaF[8] = {
-    0.0f, -0x1.9c0c22p-27f, 0x1.125002p-25f, -0x1.0a355p-25f,
-    0x1.26055cp-26f, 0x1.67a1cap-28f, -0x1.f9c304p-27f, -0x1.a5217cp-28f,
+constexpr float kExp2SharpF[5] = {
+    0x1.62e43p-1f, 0x1.ebfbdep-3f, 0x1.c6b012p-5f, 0x1.3b4a6ap-7f,
+    0x1.5f5584p-10f,
 };
 
-// exp, float64: as above; absolute error of r*w(r) 2^-62.08 (before rounding 2^-67.23).
+// exp, float64: as above (t << 49); errors 2^-59.91 (before rounding 2^-60.26) and 2^-61.11.
+constexpr double kExp2RaisedD[8] = {
+    0x1.6bad3758efd87p-5, -0x1.1655c981725d3p-11, -0x1.c31ddd1b3bda2p-6,
+    -0x1.47fcb8c0852f1p-5, -0x1.4c560fe68af88p-5, -0x1.fca6addd31e6bp-6,
+    -0x1.a8b317dc836bdp-7, 0x1.99b728cb9d08p-7,
+};
 constexpr double kExp2D[8] = {
-    0x1.62e42fefa39efp-1, 0x1.ebfbdff82c58fp-3, 0x1.c6b08d704bc71p-5,
-    0x1.3b2ab6fba33fcp-7, 0x1.5d87fe0406a55p-10, 0x1.4309138fef5fap-13,
-    0x1.fff1d59b3ce94p-17, 0x1.62a049d76cd44p-20,
+    0x1.62e42fefa39efp-1, 0x1.ebfbdff82c58ep-3, 0x1.c6b08d704bd8cp-5,
+    0x1.3b2ab6fba6848p-7, 0x1.5d87fe234a054p-10, 0x1.430912a161b25p-13,
+    0x1.ffe14904d87e5p-17, 0x1.62cf5bd938295p-20,
 };
-// The same where 2^r is what matters and not 2^r - 1: absolute error 2^-58.26.
-constexpr double kExp2ShortD[7] = {
-    0x1.62e42fefa39efp-1, 0x1.ebfbdff82c783p-3, 0x1.c6b08d704b0b4p-5,
-    0x1.3b2ab6ef85f3ep-7, 0x1.5d87fe452a567p-10, 0x1.430e5c7382c2p-13,
-    0x1.ffdc87d33f862p-17,
+constexpr double kExp2StepD[8] = {
+    0.0, -0x1.70068e7ef5a1ep-5, -0x1.269e12f346e2cp-4,
+    -0x1.59d4f80cba83cp-4, -0x1.5c01a39fbd688p-4, -0x1.35004723c465ep-4,
+    -0x1.d5d9fd5010b36p-5, -0x1.053f6d2608967p-5,
 };
-// bits(T_j) - bits(1.0) - (j << 49): the bits of 2^(q-1023) * T_j are (t << 49) + entry.
-constexpr std::int64_t kExp2TableD_bits[8] = {
-    INT64_C(0), INT64_C(-155339362315909), INT64_C(-273786814220523),
-    INT64_C(-352003352548825), INT64_C(-386347768529971), INT64_C(-372849295843109),
-    INT64_C(-307177783110739), INT64_C(-184611166772089),
+constexpr double kExp2SharpD[9] = {
+    0x1.62e42fefa39efp-1, 0x1.ebfbdff82c58ep-3, 0x1.c6b08d704a82p-5,
+    0x1.3b2ab6fba75d5p-7, 0x1.5d87fe6fd738ap-10, 0x1.4309126dbfe4dp-13,
+    0x1.ffccf6f56cbeap-17, 0x1.62d49724c888fp-20, 0x1.abd7d1f45ec5ep-24,
 };
-constexpr double kExp2DeltaD[8] = {
-    0.0, -0x1.01b15eaa59348p-55, 0x1.34d754db0abb6p-55,
-    0x1.690cebb7aafbp-56, -0x1.3b3efbf5e2228p-54, 0x1.db72fc1f0eab4p-55,
-    0x1.c1a7792cb3387p-55, 0x1.4a385a63d07a7p-56,
+// What the steps lost to rounding, and 32/33, the sum of two doubles.
+constexpr double kExp2StepLoD[8] = {
+    0.0, -0x1.fa00b120a068cp-59, 0x1.b6d40900b2502p-62,
+    0x1.c141e66faaaadp-62, 0x1.817fd3b7d7e5dp-58, -0x1.a5db68721ca61p-58,
+    -0x1.9956481d209f3p-59, -0x1.8c4baee073d4bp-60,
 };
+constexpr double kExp2LowerHi = 0x1.f07c1f07c1f08p-1;
+constexpr double kExp2LowerLo = -0x1.f07c1f07c1f08p-56;
 
 // log, float64: u = 2^k * m, m in [1 - 1/32, 2 - 1/16), j the nearest of c_j = 1 + j/8,
 // log(u) = k*ln2 + logc_j + log1p(r), r = m*invc_j - 1, r in [-0.0557871, 0.062501] with a slack

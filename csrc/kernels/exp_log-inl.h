@@ -61,28 +61,28 @@ inline W Collapse(Double2<W> a) {
 // ---- exp ----------------------------------------------------------------------------------------
 
 // Format constants. `kSpare` moves the exponents up, so that results far below the maximum keep their
-// digits: exp is delivered as 2^kSpare * exp(x) / 2^N. `kFar`: at and beyond this |max * k| the maximum
+// digits: exp is delivered as 33/32 * 2^kSpare * exp(x) / 2^N. `kFar`: at and beyond this |max * k| the maximum
 // is subtracted first; every element that matters is then within a factor 2 of it and the difference is
-// exact (Sterbenz): 150 + 25 binades in float, 1074 + 54 in double, are less than half of it.
+// exact (Sterbenz): 150 + 25 binades in float, 1074 + 54 in double, are less than half of it. `kNarrow`: scales, of
+// four bits, from so many binades below the largest, which is 1.5 at most, on have exact sums of up to 8 in float (16 in
+// double): these are below 2^4 (2^5), and what is added is a multiple of 2^-20 (2^-48).
 template <class Scalar>
 struct ExpFormat;
 template <>
 struct ExpFormat<float> {
   static constexpr float kMagic = 0x1.8p20f;  // ulp 1/8: x*k + kMagic rounds x*k to eighths
   static constexpr float kRound = 0x1.8p23f;
-  static constexpr float kBias = 127, kSpare = 64, kFloor = 125, kFar = 369;
+  static constexpr float kBias = 127, kSpare = 64, kFloor = 125, kFar = 369, kNarrow = 16.5f;
   static constexpr int kShift = 20;
-  static constexpr const float* kDelta = kExp2DeltaF;
-  static constexpr const int32_t* kTable = kExp2TableF_bits;
+  static constexpr const float *kRaised = kExp2RaisedF, *kSteps = kExp2StepF;
 };
 template <>
 struct ExpFormat<double> {
   static constexpr double kMagic = 0x1.8p49;
   static constexpr double kRound = 0x1.8p52;
-  static constexpr double kBias = 1023, kSpare = 500, kFloor = 1021, kFar = 4096;
+  static constexpr double kBias = 1023, kSpare = 500, kFloor = 1021, kFar = 4096, kNarrow = 44.5;
   static constexpr int kShift = 49;
-  static constexpr const double* kDelta = kExp2DeltaD;
-  static constexpr const int64_t* kTable = kExp2TableD_bits;
+  static constexpr const double *kRaised = kExp2RaisedD, *kSteps = kExp2StepD;
 };
 
 // log2(e)/T in the vector's format.
@@ -118,7 +118,7 @@ struct ExpReference {
   V floor;  // the exps of smaller x are 0: the smallest factor is 2^-126 (2^-1022)
 };
 
-// exp as the product scale * (1 + z): scale is 2^(q/8) rounded, |z| < 0.045.
+// exp as the product scale * (1 + z): scale is a power of two times 1, 9/8, ... 15/8, |z| < 0.076.
 template <class V>
 struct ExpParts {
   V scale, z;
@@ -164,20 +164,26 @@ SOFTLANE_INLINE V Horner(V r, const Scalar (&c)[kCount]) {
 template <class V>
 SOFTLANE_INLINE V Exp2Tail(V r) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
-    return Horner<1>(r, kExp2F);
+    return Horner<1>(r, kExp2SharpF);
   } else {
-    return Horner<1>(r, kExp2D);
+    return Horner<1>(r, kExp2SharpD);
   }
 }
 // w(r) itself; as far as 2^r needs it, or kSharp, as 2^r - 1 does.
 template <bool kSharp, class V>
 SOFTLANE_INLINE V Exp2Poly(V r) {
-  if constexpr (sizeof(typename V::Scalar) == 4) {
+  if constexpr (kSharp) {
+    V first;
+    if constexpr (sizeof(typename V::Scalar) == 4) {
+      first = V::Set(kExp2SharpF[0]);
+    } else {
+      first = V::Set(kExp2SharpD[0]);
+    }
+    return MulAdd(r, Exp2Tail(r), first);
+  } else if constexpr (sizeof(typename V::Scalar) == 4) {
     return Horner<0>(r, kExp2F);
-  } else if constexpr (kSharp) {
-    return Horner<0>(r, kExp2D);
   } else {
-    return Horner<0>(r, kExp2ShortD);
+    return Horner<0>(r, kExp2D);
   }
 }
 
@@ -188,10 +194,22 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   const auto plain = And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min));
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
+// Above it the scales of a block have exact sums (kNarrow). Above the floor, and NaN where that is infinite.
+template <class V>
+SOFTLANE_INLINE V NarrowFrom(const ExpReference<V>& ref) {
+  using Format = ExpFormat<typename V::Scalar>;
+  const V above = V::Set(Format::kFloor + Format::kSpare - Format::kNarrow);
+  return MulAdd(above, ref.k.inverse, ref.floor);
+}
+template <class V>
+SOFTLANE_INLINE bool AllNarrow(V min, const ExpReference<V>& ref) {
+  const auto narrow = And(Eq(ref.shift, V::Set(0)), Lt(NarrowFrom(ref), min));
+  return !AnyTrue(AndNot(narrow, Eq(V::Set(0), V::Set(0))));
+}
 
-// exp(x/T) / 2^N * 2^kSpare as scale * (1 + z). Relative error before the product is rounded: 0.15 u in
-// float, 0.2 u in double (u = 2^-24 or 2^-53): z is at most 0.045 and its own error at most 2 u of that;
-// r is rounded at 2^-29 (2^-58). NaN and inf - inf give a NaN z. x is at most the maximum of the reference; below the
+// exp(x/T) / 2^N * 2^kSpare, and 33/32 of that unless kSharp, as scale * (1 + z). Relative error before the product is rounded: 0.23 u
+// (u = 2^-24 or 2^-53): z is at most 0.076 and its own error at most 1.6 u of that; r, and what it is the sum of, are
+// rounded at 2^-28 (2^-57). NaN and inf - inf give a NaN z. x is at most the maximum of the reference; below the
 // floor scale is 0, which costs no processor the time that products with the smallest numbers do.
 template <bool kOrdinary = false, bool kSharp = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
@@ -204,18 +222,22 @@ SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   } else {
     const V t = MulAdd(x, ref.k.hi, ref.magic);
     const V n = Sub(t, ref.magic);
-    V r = MulSub(x, ref.k.hi, n);
-    r = MulAdd(x, ref.k.lo, r);
     const auto bits = BitsOf(t);
-    ExpParts<V> e;
-    e.scale = FromBits(Add(ShiftLeft<Format::kShift>(bits), Lookup8(Format::kTable, bits)));
-    e.z = MulAdd(r, Exp2Poly<kSharp>(r), Lookup8(Format::kDelta, bits));
-    return e;
+    const V step = Lookup8(kSharp ? Format::kSteps : Format::kRaised, bits);
+    const V low = MulAdd(x, ref.k.lo, step);
+    const V r = Add(MulSub(x, ref.k.hi, n), low);
+    return {FromBits(ShiftLeft<Format::kShift>(bits)), Mul(r, Exp2Poly<kSharp>(r))};
   }
 }
 template <class V>
 SOFTLANE_INLINE V Value(ExpParts<V> e) {
   return MulAddExact(e.z, e.scale, e.scale);
+}
+
+// A sum of exps, raised by 33/32, without that.
+template <class W>
+SOFTLANE_INLINE Double2<W> Lowered(Double2<W> x) {
+  return Mul(x, Double2<W>{W::Set(kExp2LowerHi), W::Set(kExp2LowerLo)});
 }
 
 // ---- powers of two ------------------------------------------------------------------------------
@@ -389,7 +411,7 @@ struct Elementary {
     // Near 0: x + x·log2(e)·(w(r) - ln 2), r = x·log2(e).
     const V r = Mul(x, V::Set(static_cast<Scalar>(kLog2EHi)));
     const V near = MulAdd(x, Mul(Mul(r, Exp2Tail(r)), V::Set(static_cast<Scalar>(kLog2EHi))), x);
-    const V result = IfThenElse(Lt(Abs(x), V::Set(static_cast<Scalar>(0.043))), near, far);
+    const V result = IfThenElse(Lt(Abs(x), V::Set(static_cast<Scalar>(0.1))), near, far);
     return IfThenElse(Eq(x, V::Set(0)), x, result);
   }
 

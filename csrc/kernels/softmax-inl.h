@@ -65,55 +65,97 @@ SOFTLANE_CALL F32 NarrowSmall(D16 x) {
 
 // ---- sums of exp --------------------------------------------------------------------------------
 
-// Σ scale*(1 + z), in float: scale in double lanes, the small z*scale (4.5 % of the whole) in float
-// over at most 8 additions; in double: scale with its rounding errors, z*scale over at most 16.
-// Relative error below 0.4 u whatever the length.
+// What is known of all elements of a row, or a panel: they are near enough to the maximum for their scales to have
+// exact sums; none is below the floor, and nothing to be subtracted; or nothing.
+enum class Spread { kNarrow, kOrdinary, kAny };
+template <Spread kValue>
+struct Of {
+  static constexpr Spread kSpread = kValue;
+};
+// The arithmetic of generic lanes takes far longer than what could be saved.
+constexpr bool kHasSpreads = SOFTLANE_BACKEND != SOFTLANE_IS_generic;
+// So few rows of doubles are not narrow that they are done as any others.
 template <class V>
-struct ExpSum;
-template <>
-struct ExpSum<F32> {
+constexpr bool kHasOrdinary = kHasSpreads && sizeof(typename V::Scalar) == 4;
+// Calls f with the Spread of a panel of T with elements from `min` to the maximum of the reference.
+template <class T, class V, class F>
+SOFTLANE_INLINE auto BySpread(V min, const ExpReference<V>& ref, F f) {
+  if constexpr (kHasSpreads) {
+    if (AllNarrow(min, ref)) return f(Of<Spread::kNarrow>());
+  }
+  // Panels of half types do without, for the size of the library.
+  if constexpr (kHasOrdinary<V> && sizeof(T) == 4) {
+    if (AllOrdinary(min, ref)) return f(Of<Spread::kOrdinary>());
+  }
+  return f(Of<Spread::kAny>());
+}
+
+// A sum, as it is kept from block to block: of floats in double lanes, which InOrder puts in order; of doubles with what
+// it lost.
+SOFTLANE_INLINE D16 InSumLanes(F32 x) { return SumLanes16<F32>::Positive(x); }
+SOFTLANE_INLINE F64 InSumLanes(F64 x) { return x; }
+SOFTLANE_INLINE D16 InOrder(D16 total) { return SumLanes16<F32>::InOrder(total); }
+SOFTLANE_INLINE Double2<F64> InOrder(Double2<F64> total) { return total; }
+SOFTLANE_INLINE D16 AddBlock(D16 total, D16 scales, F32 part) {
   using Lanes = SumLanes16<F32>;
-  D16 sum = D16::Set(0);  // as Lanes has them
-  F32 part = F32::Set(0);
-  SOFTLANE_INLINE void Add(ExpParts<F32> e) {
-    sum = softlane::SOFTLANE_ISA::Add(sum, Lanes::Positive(e.scale));
-    part = MulAdd(e.z, e.scale, part);
-  }
-  SOFTLANE_INLINE void Flush() {
-    sum = MulAdd(Lanes::Any(part), D16::Set(Lanes::kUnit), sum);
-    part = F32::Set(0);
-  }
-  // What Resume goes on with, and, perhaps added to others, InOrder makes a sum of.
-  D16 Total() const { return sum; }
-  SOFTLANE_INLINE static D16 InOrder(D16 total) { return Lanes::InOrder(total); }
-  // That of one element.
-  SOFTLANE_INLINE static D16 Of(ExpParts<F32> e) {
-    return softlane::SOFTLANE_ISA::Add(Promote(e.scale), Promote(Mul(e.z, e.scale)));
-  }
-  void Resume(D16 total) { sum = total; }
+  return Add(total, MulAdd(Lanes::Any(part), D16::Set(Lanes::kUnit), scales));
+}
+SOFTLANE_INLINE Double2<F64> AddBlock(Double2<F64> total, F64 scales, F64 part) {
+  const Double2<F64> s = TwoSum(total.hi, scales), t = TwoSum(s.hi, part);
+  return {t.hi, Add(total.lo, Add(s.lo, t.lo))};
+}
+// That of one element, in order.
+SOFTLANE_INLINE D16 TotalOf(ExpParts<F32> e) {
+  return Add(Promote(e.scale), Promote(Mul(e.z, e.scale)));
+}
+SOFTLANE_INLINE Double2<F64> TotalOf(ExpParts<F64> e) {
+  return FastTwoSum(e.scale, Mul(e.z, e.scale));
+}
+template <class V>
+using SumTotal = decltype(TotalOf(ExpParts<V>()));
+
+// The scales of a block: in their own format if that is exact, else floats in double lanes, doubles with their rounding
+// errors, which go to `lost`. Where sums are exact both give the same bits.
+template <class V, bool kExact>
+struct ScaleSum {
+  V sum = V::Set(0);
+  SOFTLANE_INLINE void Add(V scale, V&) { sum = softlane::SOFTLANE_ISA::Add(sum, scale); }
+  SOFTLANE_INLINE Wide<V> Total() const { return InSumLanes(sum); }
 };
 template <>
-struct ExpSum<F64> {
-  F64 sum = F64::Set(0), part = F64::Set(0), error = F64::Set(0);
-  SOFTLANE_INLINE void Add(ExpParts<F64> e) {
-    const Double2<F64> s = FastTwoSum(Max(e.scale, sum), Min(e.scale, sum));  // a NaN stays
+struct ScaleSum<F32, false> {
+  D16 sum = D16::Set(0);
+  SOFTLANE_INLINE void Add(F32 scale, F32&) {
+    sum = softlane::SOFTLANE_ISA::Add(sum, InSumLanes(scale));
+  }
+  SOFTLANE_INLINE D16 Total() const { return sum; }
+};
+template <>
+struct ScaleSum<F64, false> {
+  F64 sum = F64::Set(0);
+  SOFTLANE_INLINE void Add(F64 scale, F64& lost) {
+    const Double2<F64> s = FastTwoSum(Max(scale, sum), Min(scale, sum));  // a NaN stays
     sum = s.hi;
-    part = softlane::SOFTLANE_ISA::Add(MulAdd(e.z, e.scale, part), s.lo);
+    lost = softlane::SOFTLANE_ISA::Add(lost, s.lo);
+  }
+  SOFTLANE_INLINE F64 Total() const { return sum; }
+};
+
+// Σ scale*(1 + z): the scales, and the small z*scale (7.6 % of the whole) over at most 8 additions in float, 16 in double.
+// Relative error below 0.6 u whatever the length.
+template <class V, bool kExact>
+struct ExpSum {
+  SumTotal<V> total{};
+  ScaleSum<V, kExact> scales;
+  V part = V::Set(0);
+  SOFTLANE_INLINE void Add(ExpParts<V> e) {
+    part = MulAdd(e.z, e.scale, part);
+    scales.Add(e.scale, part);
   }
   SOFTLANE_INLINE void Flush() {
-    const Double2<F64> s = TwoSum(sum, part);
-    sum = s.hi;
-    error = softlane::SOFTLANE_ISA::Add(error, s.lo);
-    part = F64::Set(0);
-  }
-  Double2<F64> Total() const { return {sum, error}; }
-  SOFTLANE_INLINE static Double2<F64> InOrder(Double2<F64> total) { return total; }
-  SOFTLANE_INLINE static Double2<F64> Of(ExpParts<F64> e) {
-    return FastTwoSum(e.scale, Mul(e.z, e.scale));
-  }
-  void Resume(Double2<F64> total) {
-    sum = total.hi;
-    error = total.lo;
+    total = AddBlock(total, scales.Total(), part);
+    scales = {};
+    part = V::Set(0);
   }
 };
 
@@ -569,26 +611,29 @@ struct RowReference {
 // A row's sum, and how often it has its maximum.
 template <class V>
 struct RowSum {
-  ExpSum<V> sum;
+  SumTotal<V> total{};
   size_t maxima = 0;
 };
 
 // `row` and the exps of x[0..n), if kSkips without those of the maximum, which are counted. Keeps all of them, rounded,
 // if kKeep and `kept` is not null, which in ordinary rows it then never is. Every call but the last of a row has an n
 // that is a multiple of kBlock.
-template <bool kKeep, bool kOrdinary, bool kSkips, class V, class T>
+template <bool kKeep, Spread kSpread, bool kSkips, class V, class T>
 SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
                                  const RowReference<V>& reference, typename V::Scalar* kept,
                                  RowSum<V> row) {
   constexpr size_t kLanes = V::kLanes;
+  constexpr bool kOrdinary = kSpread != Spread::kAny;
   const ExpReference<V> ref = reference.Vectors();
   const V top = V::Set(reference.max);
+  ExpSum<V, kSpread == Spread::kNarrow> sum;
+  sum.total = row.total;
   size_t i = 0;
   while (i + kLanes <= n) {
     const size_t end = Min(n - kLanes, i + (kBlock - kLanes));
     for (; i <= end; i += kLanes) {
       ahead.Prefetch(i);
-      const V v = V::Load(x + i);
+      const V v = InRegister(V::Load(x + i));
       ExpParts<V> e = Exp<kOrdinary>(v, ref);
       if (kKeep && (kOrdinary || kept != nullptr)) Store(Value(e), kept + i);
       if constexpr (kSkips) {
@@ -596,9 +641,9 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
         e.scale = IfThenElseZero(others, e.scale);
         row.maxima += kLanes - CountBits(MaskBits<V>::Of(others));
       }
-      row.sum.Add(e);
+      sum.Add(e);
     }
-    if (i % kBlock == 0) row.sum.Flush();
+    if (i % kBlock == 0) sum.Flush();
   }
   if (i < n) {
     const int count = static_cast<int>(n - i);
@@ -611,9 +656,10 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
       row.maxima += static_cast<size_t>(count) - CountBits(MaskBits<V>::Of(counts));
     }
     e.scale = IfThenElseZero(counts, e.scale);
-    row.sum.Add(e);
+    sum.Add(e);
   }
-  if (n % kBlock != 0) row.sum.Flush();
+  if (n % kBlock != 0) sum.Flush();
+  row.total = sum.total;
   return row;
 }
 
@@ -696,7 +742,12 @@ struct RowBlock {
     Store(ref.floor, floor_);
     k_hi_ = FirstLane(ref.k.hi);
     k_lo_ = FirstLane(ref.k.lo);
-    ordinary_ = MaskBits<V>::Of(And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min))) & All();
+    const auto plain = Eq(ref.shift, V::Set(0));
+    narrow_ = kHasSpreads ? MaskBits<V>::Of(And(plain, Lt(NarrowFrom(ref), min))) & All() : 0;
+    ordinary_ = narrow_;
+    if constexpr (kHasOrdinary<V>) {
+      ordinary_ = MaskBits<V>::Of(And(plain, Lt(ref.floor, min))) & All();
+    }
   }
 
   ExpReference<V> Ref(size_t r) const { return Reference(r).Vectors(); }
@@ -711,7 +762,8 @@ struct RowBlock {
   template <bool kSkips>
   void SumRows(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
     const Rows ordinary = io == nullptr ? which & ordinary_ : 0;
-    if (kept.first != nullptr) {
+    if (!kHasSpreads) {
+    } else if (kept.first != nullptr) {
       SumOrdinary<true, kSkips>(kept, written, ordinary);
     } else {
       SumOrdinary<false, kSkips>(kept, written, ordinary);
@@ -747,7 +799,7 @@ struct RowBlock {
     return {k_hi_, k_lo_, shift_[r], magic_[r], floor_[r], max_[r]};
   }
   SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
-    lanes_[r] = ExpSum<V>::InOrder(row.sum.Total());
+    lanes_[r] = InOrder(row.total);
     repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
   }
   template <bool kKeep, bool kSkips>
@@ -757,8 +809,15 @@ struct RowBlock {
       const T* next = r < next_rows_ ? Step<const T>(x[r], rows, stride_) : nullptr;
       const Ahead<T> ahead{is_soon_ ? next : nullptr, is_soon_ ? nullptr : next,
                            written.first == nullptr ? nullptr : written[r]};
-      Keep(r, SumExp<kKeep, true, kSkips>(x[r], n, ahead, Reference(r), kKeep ? kept[r] : nullptr,
-                                          RowSum<V>()));
+      const auto sum = [&](auto spread) SOFTLANE_LAMBDA {
+        Keep(r, SumExp<kKeep, spread.kSpread, kSkips>(x[r], n, ahead, Reference(r),
+                                                      kKeep ? kept[r] : nullptr, RowSum<V>()));
+      };
+      if (!kHasOrdinary<V> || Has(narrow_, r)) {
+        sum(Of<Spread::kNarrow>());
+      } else {
+        sum(Of<Spread::kOrdinary>());
+      }
     }
   }
   // What is left: one loop serves all kinds.
@@ -770,7 +829,7 @@ struct RowBlock {
       if (Has(which, r)) {
         Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
         ForChunks(x[r], n, io, 0, [&](const T* p, size_t, size_t count) {
-          row = SumExp<true, false, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
+          row = SumExp<true, Spread::kAny, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
         });
       }
       Keep(r, row);
@@ -780,13 +839,13 @@ struct RowBlock {
   ptrdiff_t stride_;
   size_t next_rows_;  // how many of the next block there are to be fetched
   bool is_soon_;
-  Rows ordinary_;  // no element below the floor
+  Rows ordinary_, narrow_;  // as Spread has them
   Scalar k_hi_, k_lo_;
   alignas(64) Scalar max_[kRows];
   alignas(64) Scalar shift_[kRows];
   alignas(64) Scalar magic_[kRows];
   alignas(64) Scalar floor_[kRows];
-  decltype(ExpSum<V>().Total()) lanes_[kRows];
+  SumTotal<V> lanes_[kRows];
   double repeats_[kRows];  // of the maxima
 };
 
@@ -1173,9 +1232,9 @@ struct PanelSum {
   Wide<V> repeats;  // of each
 };
 template <class V>
-using PanelLanes = decltype(ExpSum<V>().Total())[V::kLanes];
+using PanelLanes = SumTotal<V>[V::kLanes];
 // The block of rows from `start` on. Returns how many elements of each column are below the maximum.
-template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
+template <bool kSkips, Spread kSpread, class P, class V, class Keep>
 SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
                            const ExpReference<V>& ref, Keep keep, PanelLanes<V>& sums) {
   constexpr size_t kLanes = V::kLanes;
@@ -1183,7 +1242,7 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
   V below = V::Set(0);
   const auto next = [&](size_t i) SOFTLANE_LAMBDA {
     const V x = panel.Load(i);
-    ExpParts<V> e = Exp<kOrdinary>(x, ref);
+    ExpParts<V> e = Exp<kSpread != Spread::kAny>(x, ref);
     keep(i, e);
     if constexpr (kSkips) {
       const auto counts = Lt(x, max);
@@ -1193,14 +1252,14 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
     return e;
   };
   if (n <= kLanes) {
-    for (size_t i = 0; i < n; ++i) sums[i] = ExpSum<V>::Of(next(i));
+    for (size_t i = 0; i < n; ++i) sums[i] = TotalOf(next(i));
   } else {
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      ExpSum<V> sum;
-      if (start > 0) sum.Resume(sums[lane]);
+      ExpSum<V, kSpread == Spread::kNarrow> sum;
+      if (start > 0) sum.total = sums[lane];
       for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
       sum.Flush();
-      sums[lane] = sum.Total();
+      sums[lane] = sum.total;
     }
   }
   return below;
@@ -1209,21 +1268,21 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
 template <class V>
 SOFTLANE_INLINE Double2<Wide<V>> SumOfLanes(PanelLanes<V>& sums, size_t n) {
   auto sum = FoldLanes(sums, Min(n, V::kLanes));
-  if (n > V::kLanes) sum = ExpSum<V>::InOrder(sum);
+  if (n > V::kLanes) sum = InOrder(sum);
   return ToDouble2(sum);
 }
-template <bool kSkips, bool kOrdinary, class P, class V, class Keep>
+template <bool kSkips, Spread kSpread, class P, class V, class Keep>
 SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
                                        const ExpReference<V>& reference, Keep keep) {
   using W = Wide<V>;
   const ExpReference<V> ref = reference;
   PanelLanes<V> sums;
-  sums[0] = ExpSum<V>().Total();
+  sums[0] = SumTotal<V>();
   W before = W::Set(0);  // how many are below the maximum in the blocks before,
   V below = V::Set(0);   // and in this
   for (size_t start = 0; start < n; start += kBlock) {
     before = Add(before, Widen(below));
-    below = SumBlock<kSkips, kOrdinary>(panel, n, start, max, ref, keep, sums);
+    below = SumBlock<kSkips, kSpread>(panel, n, start, max, ref, keep, sums);
     if (n <= kBlock) break;
   }
   const auto most = static_cast<double>(n - 1);
@@ -1237,8 +1296,9 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
 template <class P, class V, class Keep>
 inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
                             const ExpReference<V>& ref, Keep keep) {
-  return AllOrdinary(range.min, ref) ? PanelSumOf<true, true>(panel, n, range.max, ref, keep)
-                                     : PanelSumOf<true, false>(panel, n, range.max, ref, keep);
+  return BySpread<typename P::T>(range.min, ref, [&](auto spread) SOFTLANE_LAMBDA {
+    return PanelSumOf<true, spread.kSpread>(panel, n, range.max, ref, keep);
+  });
 }
 // The statistics of a panel.
 template <class V>
@@ -1259,7 +1319,7 @@ template <class V>
 struct GroupReferences {
   Range<V> ranges[kGroup];
   ExpReference<V> refs[kGroup];
-  bool ordinary = true;
+  bool ordinary = true, narrow = true;
   template <class B, class T>
   GroupReferences(const B& b, const Group<T>& x, const GroupColumns& columns) {
     ForGroup(b.n, columns,
@@ -1267,12 +1327,13 @@ struct GroupReferences {
     for (size_t p = 0; p < kGroup; ++p) {
       refs[p] = MakeReference(ranges[p].max, MakeFactor<V>(b.scale));
       ordinary = ordinary && AllOrdinary(ranges[p].min, refs[p]);
+      narrow = narrow && AllNarrow(ranges[p].min, refs[p]);
     }
   }
 };
 // The sums of a group's panels, block by block of each: what is read then lies together, however long the columns.
 // Exps go to `kept`, where that is not null.
-template <bool kSkips, bool kOrdinary, class T, class V>
+template <bool kSkips, Spread kSpread, class T, class V>
 SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
                                                 size_t n, const GroupReferences<V>& by,
                                                 const OfPanels<typename V::Scalar*>& kept) {
@@ -1285,7 +1346,7 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
       if (columns.Own(p) != p) continue;
       const ExpReference<V> ref = by.refs[p];
       auto* const tile = kept[p];
-      const V below = SumBlock<kSkips, kOrdinary>(
+      const V below = SumBlock<kSkips, kSpread>(
           x.At(columns.at[p]), n, start, by.ranges[p].max, ref,
           [=](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA {
             if (tile != nullptr) Store(Value(e), tile + i * V::kLanes);
@@ -1312,11 +1373,11 @@ inline OfPanels<S*> TilesOf(const GroupColumns& columns, size_t n, S* tile) {
       [&](size_t p) { return tile == nullptr ? tile : tile + columns.Own(p) * n * kLanes; });
 }
 // The statistics of a group's panels. Their exps go to `tile`, panel after panel, unless it is null.
-template <bool kOrdinary, class T, class V>
+template <Spread kSpread, class T, class V>
 SOFTLANE_CALL OfPanels<Stats<V, Wide<V>>> GroupStatsOf(Group<T> x, const GroupColumns& columns,
                                                        size_t n, const GroupReferences<V>& by,
                                                        typename V::Scalar* tile) {
-  const auto sums = GroupSums<true, kOrdinary>(x, columns, n, by, TilesOf(columns, n, tile));
+  const auto sums = GroupSums<true, kSpread>(x, columns, n, by, TilesOf(columns, n, tile));
   return MakeOfPanels([&](size_t p) { return StatsOf(by.ranges[p], by.refs[p], sums[p]); });
 }
 template <class T, class V>
@@ -1325,9 +1386,9 @@ inline OfPanels<Stats<V, Wide<V>>> GroupStats(const Group<T>& x, const GroupColu
                                               typename V::Scalar* tile) {
   // Half types do without the few operations less, for the size of the library.
   if constexpr (sizeof(T) == sizeof(typename V::Scalar)) {
-    if (by.ordinary) return GroupStatsOf<true>(x, columns, n, by, tile);
+    if (by.narrow) return GroupStatsOf<Spread::kNarrow>(x, columns, n, by, tile);
   }
-  return GroupStatsOf<false>(x, columns, n, by, tile);
+  return GroupStatsOf<Spread::kAny>(x, columns, n, by, tile);
 }
 
 // The exps of a panel between the sweeps: in the output, in the scratch, or nowhere (computed twice).
@@ -1366,8 +1427,9 @@ template <class P, class V, class T>
 SOFTLANE_INLINE Double2<Wide<V>> SumKept(const P& panel, size_t n, const Range<V>& range,
                                          const ExpReference<V>& ref, const KeptPanel<T>& kept) {
   const auto keep = [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { kept.Store(i, Value(e)); };
-  return AllOrdinary(range.min, ref) ? PanelSumOf<false, true>(panel, n, range.max, ref, keep).sum
-                                     : PanelSumOf<false, false>(panel, n, range.max, ref, keep).sum;
+  return BySpread<typename P::T>(range.min, ref, [&](auto spread) SOFTLANE_LAMBDA {
+    return PanelSumOf<false, spread.kSpread>(panel, n, range.max, ref, keep).sum;
+  });
 }
 template <class P, class Out>
 inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
@@ -1396,11 +1458,13 @@ SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
   using V = Vec<T>;
   using W = Wide<V>;
   const GroupReferences<V> by(b, x, columns);
-  if (!by.ordinary) return false;
+  if (!by.narrow && !(kHasOrdinary<V> && by.ordinary)) return false;
   // Exps of long columns are computed twice.
   T* const tile = b.n <= kMostGrouped ? static_cast<T*>(b.scratch) : nullptr;
   const OfPanels<T*> kept = TilesOf(columns, b.n, tile);
-  const auto sums = GroupSums<false, true>(x, columns, b.n, by, kept);
+  const auto sums = !kHasOrdinary<V> || by.narrow
+                        ? GroupSums<false, Spread::kNarrow>(x, columns, b.n, by, kept)
+                        : GroupSums<false, Spread::kOrdinary>(x, columns, b.n, by, kept);
   V hi[kGroup], lo[kGroup];
   for (size_t p = 0; p < kGroup; ++p) {
     const Double2<W> sum = sums[p].sum;
@@ -1639,10 +1703,16 @@ SOFTLANE_INLINE void LoadColumns(const void* x, ptrdiff_t stride, size_t rows, i
   V v[V::kLanes];
   const bool full = kWidth == V::kLanes && width == kWidth;
   const T* row = static_cast<const T*>(x);
-  Unrolled<V::kLanes>([&](int r) SOFTLANE_LAMBDA {
+  const auto load = [&](int r) SOFTLANE_LAMBDA {
     v[r] = full ? V::Load(row) : V::LoadN(row, width, 0);
     row = Step<const T>(row, 1, static_cast<size_t>(r) + 1 < rows ? stride : 0);
-  });
+  };
+  // Conversions are too long to be repeated for each row.
+  if constexpr (sizeof(T) == sizeof(typename V::Scalar)) {
+    Unrolled<V::kLanes>(load);
+  } else {
+    for (int r = 0; r < V::kLanes; ++r) load(r);
+  }
   GatherSquares<kWidth, V::kLanes / 2>(v);
   Unrolled<kWidth>([&](int i) SOFTLANE_LAMBDA {
     if (i < width) Store(v[i], tile + i * V::kLanes);
@@ -1657,7 +1727,7 @@ SOFTLANE_INLINE void StoreColumns(void* out, ptrdiff_t stride, size_t rows, int 
   Unrolled<kWidth>([&](int i) SOFTLANE_LAMBDA { v[i] = V::Load(tile + i * V::kLanes); });
   TransposeSquares<kWidth>(v);
   SpreadSquares<kWidth>(v);
-  Unrolled<V::kLanes>([&](int r) SOFTLANE_LAMBDA {
+  const auto store = [&](int r) SOFTLANE_LAMBDA {
     if (static_cast<size_t>(r) >= rows) return;
     T* row = Step<T>(out, static_cast<size_t>(r), stride);
     if (full) {
@@ -1665,7 +1735,12 @@ SOFTLANE_INLINE void StoreColumns(void* out, ptrdiff_t stride, size_t rows, int 
     } else {
       StoreN(v[r], row, width);
     }
-  });
+  };
+  if constexpr (sizeof(T) == sizeof(typename V::Scalar)) {
+    Unrolled<V::kLanes>(store);
+  } else {
+    for (int r = 0; r < V::kLanes; ++r) store(r);
+  }
 }
 
 template <int kColumns>
@@ -1863,7 +1938,10 @@ inline void ExpSumRows(const Batch& b) {
   auto* out = static_cast<ExpSumState*>(b.out);
   ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
-    const auto stats = rows.Statistics();
+    auto stats = rows.Statistics();
+    // Without 33/32, and the maximum's exp sharp: of a maximum near 0 it has a small logarithm.
+    stats.others = Lowered(stats.others);
+    stats.top = Widen(Exp<false, true>(rows.max, rows.ref));
     const auto sum = stats.Sum();
     const PerRow max(stats.max), hi(sum.hi), lo(sum.lo);
     for (size_t r = 0; r < rows.rows; ++r) {
@@ -1905,15 +1983,18 @@ inline void LogOfSums(const ExpSumState* sums, double* out, size_t n) {
 
 // ---- weighted sums ------------------------------------------------------------------------------
 
-// The z of Exp as a sum of two: r·ln 2 exactly, with what r lost to rounding, and the higher terms.
+// The z of a sharp Exp as a sum of two: r·ln 2 exactly, with what r lost to rounding, and the higher terms.
 inline Double2<F64> ExactZ(F64 x, const ExpReference<F64>& ref) {
   x = Max(ref.floor, Sub(x, ref.shift));
   const F64 t = MulAdd(x, ref.k.hi, ref.magic);
   const F64 r_hi = MulSub(x, ref.k.hi, Sub(t, ref.magic));
-  const Double2<F64> r = TwoSum(r_hi, Mul(x, ref.k.lo));
+  const auto bits = BitsOf(t);
+  const Double2<F64> step = TwoSum(r_hi, Lookup8(kExp2StepD, bits));
+  const F64 rest = Add(step.lo, Lookup8(kExp2StepLoD, bits));
+  const Double2<F64> r = TwoSum(step.hi, MulAdd(x, ref.k.lo, rest));
   const Double2<F64> linear = TwoProd(r.hi, F64::Set(kLn2DDHi));
   const F64 low = MulAdd(r.lo, F64::Set(kLn2DDHi), MulAdd(r.hi, F64::Set(kLn2DDLo), linear.lo));
-  const F64 higher = MulAdd(Mul(r.hi, r.hi), Exp2Tail(r.hi), Lookup8(kExp2DeltaD, BitsOf(t)));
+  const F64 higher = Mul(Mul(r.hi, r.hi), Exp2Tail(r.hi));
   const Double2<F64> sum = TwoSum(linear.hi, higher);
   return FastTwoSum(sum.hi, Add(sum.lo, low));
 }
@@ -1961,7 +2042,7 @@ struct PlainWeighted {
     bad = V::Set(MaxLane(bad));
   }
   struct Sum {
-    ExpSum<V> sum;
+    ExpSum<V, false> sum;
     size_t added = 0;
     SOFTLANE_INLINE void Add(V x, V b, const ExpReference<V>& ref) {
       ExpParts<V> e = Exp(x, ref);
@@ -1971,7 +2052,7 @@ struct PlainWeighted {
     }
     Double2<V> Lanes() {
       sum.Flush();
-      return sum.Total();
+      return sum.total;
     }
   };
   // log of a sum in units of 2^-kSpare, beside the reference.
@@ -1979,7 +2060,8 @@ struct PlainWeighted {
     using Format = ExpFormat<double>;
     const V down = V::Set(PowerOfTwo(-static_cast<int>(Format::kSpare)));
     const V exponent = Sub(V::Set(Format::kMagic + Format::kBias + Format::kSpare), ref.magic);
-    const Double2<V> log = Log(Double2<V>{Mul(total.hi, down), Mul(total.lo, down)});
+    const Double2<V> sum = Lowered(total);
+    const Double2<V> log = Log(Double2<V>{Mul(sum.hi, down), Mul(sum.lo, down)});
     const Double2<V> ln2 = {V::Set(kLn2DDHi), V::Set(kLn2DDLo)};
     const Double2<V> all = softlane::SOFTLANE_ISA::Add(Mul(ToDouble2(exponent), ln2), log);
     const Double2<V> moved = softlane::SOFTLANE_ISA::Add(ToDouble2(ref.shift), all);
