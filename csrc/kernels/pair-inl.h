@@ -236,13 +236,14 @@ SOFTLANE_INLINE auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
 }
 
 // How floats become addends of a running sum in double: in an order of lanes and in a unit (kUnit times the number) that
-// InOrder undoes for the sum. Positive takes normal numbers and 0, and makes no NaN of others; Any takes all, and leaves
-// the unit to be multiplied in.
+// InOrder undoes for the sum. Positive takes normal numbers and 0, Short those of them whose last three bits are 0, and
+// they make no NaN of others; Any takes all, and leaves the unit to be multiplied in.
 // A vec_<isa>.h may know a quicker way than conversion.
 template <class V>
 struct SumLanes16 {
   static constexpr double kUnit = 1;
   SOFTLANE_INLINE static auto Positive(V x) { return Promote(x); }
+  SOFTLANE_INLINE static auto Short(V x) { return Promote(x); }
   SOFTLANE_INLINE static auto Any(V x) { return Promote(x); }
   template <class W>
   SOFTLANE_INLINE static W InOrder(W sum) {

@@ -126,7 +126,7 @@ template <>
 struct ScaleSum<F32, false> {
   D16 sum = D16::Set(0);
   SOFTLANE_INLINE void Add(F32 scale, F32&) {
-    sum = softlane::SOFTLANE_ISA::Add(sum, InSumLanes(scale));
+    sum = softlane::SOFTLANE_ISA::Add(sum, SumLanes16<F32>::Short(scale));
   }
   SOFTLANE_INLINE D16 Total() const { return sum; }
 };

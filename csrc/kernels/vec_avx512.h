@@ -244,6 +244,11 @@ struct SumLanes16<NF> {
     const __m512i upper = _mm512_and_si512(bits, _mm512_set1_epi64(INT64_C(-0x100000000)));
     return {{_mm512_castsi512_pd(even)}, {_mm512_castsi512_pd(_mm512_srli_epi64(upper, 3))}};
   }
+  SOFTLANE_INLINE static Pair<ND> Short(NF x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    return {{_mm512_castsi512_pd(_mm512_slli_epi64(bits, 29))},
+            {_mm512_castsi512_pd(_mm512_maskz_srli_epi32(0xaaaa, bits, 3))}};
+  }
   SOFTLANE_INLINE static Pair<ND> Any(NF x) {
     const __m512i apart = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     return Promote(NF{_mm512_permutexvar_ps(apart, x.v)});
