@@ -194,16 +194,18 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   const auto plain = And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min));
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
-// Above it the scales of a block have exact sums (kNarrow). Above the floor, and NaN where that is infinite.
+// Above it the scales of so many elements, or of a vector's lane in a block of 128, have an exact sum (kNarrow). Above the
+// floor, and NaN where that is infinite.
 template <class V>
-SOFTLANE_INLINE V NarrowFrom(const ExpReference<V>& ref) {
+SOFTLANE_INLINE V NarrowFrom(const ExpReference<V>& ref, size_t count) {
   using Format = ExpFormat<typename V::Scalar>;
-  const V above = V::Set(Format::kFloor + Format::kSpare - Format::kNarrow);
-  return MulAdd(above, ref.k.inverse, ref.floor);
+  auto above = Format::kFloor + Format::kSpare - Format::kNarrow;
+  for (size_t few = 128 / V::kLanes; few < count; few *= 2) above += 1;
+  return MulAdd(V::Set(above), ref.k.inverse, ref.floor);
 }
 template <class V>
-SOFTLANE_INLINE bool AllNarrow(V min, const ExpReference<V>& ref) {
-  const auto narrow = And(Eq(ref.shift, V::Set(0)), Lt(NarrowFrom(ref), min));
+SOFTLANE_INLINE bool AllNarrow(V min, const ExpReference<V>& ref, size_t count) {
+  const auto narrow = And(Eq(ref.shift, V::Set(0)), Lt(NarrowFrom(ref, count), min));
   return !AnyTrue(AndNot(narrow, Eq(V::Set(0), V::Set(0))));
 }
 

@@ -77,11 +77,16 @@ constexpr bool kHasSpreads = SOFTLANE_BACKEND != SOFTLANE_IS_generic;
 // So few rows of doubles are not narrow that they are done as any others.
 template <class V>
 constexpr bool kHasOrdinary = kHasSpreads && sizeof(typename V::Scalar) == 4;
-// Calls f with the Spread of a panel of T with elements from `min` to the maximum of the reference.
+// How many scales of a column have to have an exact sum: all, or those of a lane in a block.
+template <class V>
+inline size_t SummedTogether(size_t n) {
+  return n <= kBlock ? n : kBlock / V::kLanes;
+}
+// Calls f with the Spread of a panel of T with n elements a column, from `min` to the maximum of the reference.
 template <class T, class V, class F>
-SOFTLANE_INLINE auto BySpread(V min, const ExpReference<V>& ref, F f) {
+SOFTLANE_INLINE auto BySpread(V min, const ExpReference<V>& ref, size_t n, F f) {
   if constexpr (kHasSpreads) {
-    if (AllNarrow(min, ref)) return f(Of<Spread::kNarrow>());
+    if (AllNarrow(min, ref, SummedTogether<V>(n))) return f(Of<Spread::kNarrow>());
   }
   // Panels of half types do without, for the size of the library.
   if constexpr (kHasOrdinary<V> && sizeof(T) == 4) {
@@ -90,29 +95,40 @@ SOFTLANE_INLINE auto BySpread(V min, const ExpReference<V>& ref, F f) {
   return f(Of<Spread::kAny>());
 }
 
-// A sum, as it is kept from block to block: of floats in double lanes, which InOrder puts in order; of doubles with what
+// A sum as it is kept from block to block: of floats in double lanes, which InOrder puts in order; of doubles with what
 // it lost.
+template <class V>
+struct LongSumOf;
+template <>
+struct LongSumOf<F32> {
+  using Type = D16;
+};
+template <>
+struct LongSumOf<F64> {
+  using Type = Double2<F64>;
+};
+template <class V>
+using LongSum = typename LongSumOf<V>::Type;
 SOFTLANE_INLINE D16 InSumLanes(F32 x) { return SumLanes16<F32>::Positive(x); }
 SOFTLANE_INLINE F64 InSumLanes(F64 x) { return x; }
-SOFTLANE_INLINE D16 InOrder(D16 total) { return SumLanes16<F32>::InOrder(total); }
-SOFTLANE_INLINE Double2<F64> InOrder(Double2<F64> total) { return total; }
-SOFTLANE_INLINE D16 AddBlock(D16 total, D16 scales, F32 part) {
+SOFTLANE_INLINE D16 InOrder(D16 sum) { return SumLanes16<F32>::InOrder(sum); }
+SOFTLANE_INLINE Double2<F64> InOrder(Double2<F64> sum) { return sum; }
+SOFTLANE_INLINE D16 ToLong(D16 x) { return x; }
+SOFTLANE_INLINE Double2<F64> ToLong(F64 x) { return ToDouble2(x); }
+SOFTLANE_INLINE D16 AddTo(D16 sum, D16 x) { return Add(sum, x); }
+SOFTLANE_INLINE D16 AddTo(D16 sum, F32 x) {
   using Lanes = SumLanes16<F32>;
-  return Add(total, MulAdd(Lanes::Any(part), D16::Set(Lanes::kUnit), scales));
+  return MulAdd(Lanes::Any(x), D16::Set(Lanes::kUnit), sum);
 }
-SOFTLANE_INLINE Double2<F64> AddBlock(Double2<F64> total, F64 scales, F64 part) {
-  const Double2<F64> s = TwoSum(total.hi, scales), t = TwoSum(s.hi, part);
-  return {t.hi, Add(total.lo, Add(s.lo, t.lo))};
+SOFTLANE_INLINE Double2<F64> AddTo(Double2<F64> sum, F64 x) {
+  const Double2<F64> s = TwoSum(sum.hi, x);
+  return {s.hi, Add(sum.lo, s.lo)};
 }
-// That of one element, in order.
-SOFTLANE_INLINE D16 TotalOf(ExpParts<F32> e) {
-  return Add(Promote(e.scale), Promote(Mul(e.z, e.scale)));
+// The sum that is in order, with the part of the last block.
+SOFTLANE_INLINE Double2<D16> WithPart(D16 sum, F32 part) {
+  return ToDouble2(Add(sum, Widen(part)));
 }
-SOFTLANE_INLINE Double2<F64> TotalOf(ExpParts<F64> e) {
-  return FastTwoSum(e.scale, Mul(e.z, e.scale));
-}
-template <class V>
-using SumTotal = decltype(TotalOf(ExpParts<V>()));
+SOFTLANE_INLINE Double2<F64> WithPart(Double2<F64> sum, F64 part) { return AddTo(sum, part); }
 
 // The scales of a block: in their own format if that is exact, else floats in double lanes, doubles with their rounding
 // errors, which go to `lost`. Where sums are exact both give the same bits.
@@ -141,19 +157,21 @@ struct ScaleSum<F64, false> {
   SOFTLANE_INLINE F64 Total() const { return sum; }
 };
 
-// Σ scale*(1 + z): the scales, and the small z*scale (7.6 % of the whole) over at most 8 additions in float, 16 in double.
-// Relative error below 0.6 u whatever the length.
+// Σ scale*(1 + z): the scales, and the small z*scale (7.6 % of the whole) over at most 8 additions in float, 16 in double,
+// and those that fold the lanes of the last block. Relative error below 0.9 u whatever the length.
 template <class V, bool kExact>
 struct ExpSum {
-  SumTotal<V> total{};
+  LongSum<V> before{};  // of blocks
   ScaleSum<V, kExact> scales;
   V part = V::Set(0);
   SOFTLANE_INLINE void Add(ExpParts<V> e) {
     part = MulAdd(e.z, e.scale, part);
     scales.Add(e.scale, part);
   }
-  SOFTLANE_INLINE void Flush() {
-    total = AddBlock(total, scales.Total(), part);
+  // All but the part of the last block.
+  SOFTLANE_INLINE LongSum<V> Sum() const { return AddTo(before, scales.Total()); }
+  SOFTLANE_INLINE void EndBlock() {
+    before = AddTo(Sum(), part);
     scales = {};
     part = V::Set(0);
   }
@@ -609,25 +627,23 @@ struct RowReference {
 };
 
 // A row's sum, and how often it has its maximum.
-template <class V>
+template <class V, Spread kSpread>
 struct RowSum {
-  SumTotal<V> total{};
+  ExpSum<V, kSpread == Spread::kNarrow> sum;
   size_t maxima = 0;
 };
 
 // `row` and the exps of x[0..n), if kSkips without those of the maximum, which are counted. Keeps all of them, rounded,
 // if kKeep and `kept` is not null, which in ordinary rows it then never is. Every call but the last of a row has an n
-// that is a multiple of kBlock.
+// that is a multiple of kBlock; the last block is left as it is.
 template <bool kKeep, Spread kSpread, bool kSkips, class V, class T>
-SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
-                                 const RowReference<V>& reference, typename V::Scalar* kept,
-                                 RowSum<V> row) {
+SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
+                            const RowReference<V>& reference, typename V::Scalar* kept,
+                            RowSum<V, kSpread>& row) {
   constexpr size_t kLanes = V::kLanes;
   constexpr bool kOrdinary = kSpread != Spread::kAny;
   const ExpReference<V> ref = reference.Vectors();
   const V top = V::Set(reference.max);
-  ExpSum<V, kSpread == Spread::kNarrow> sum;
-  sum.total = row.total;
   size_t i = 0;
   while (i + kLanes <= n) {
     const size_t end = Min(n - kLanes, i + (kBlock - kLanes));
@@ -641,9 +657,9 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
         e.scale = IfThenElseZero(others, e.scale);
         row.maxima += kLanes - CountBits(MaskBits<V>::Of(others));
       }
-      sum.Add(e);
+      row.sum.Add(e);
     }
-    if (i % kBlock == 0) sum.Flush();
+    if (i % kBlock == 0 && i < n) row.sum.EndBlock();
   }
   if (i < n) {
     const int count = static_cast<int>(n - i);
@@ -656,11 +672,8 @@ SOFTLANE_INLINE RowSum<V> SumExp(const T* x, size_t n, const Ahead<T>& ahead,
       row.maxima += static_cast<size_t>(count) - CountBits(MaskBits<V>::Of(counts));
     }
     e.scale = IfThenElseZero(counts, e.scale);
-    sum.Add(e);
+    row.sum.Add(e);
   }
-  if (n % kBlock != 0) sum.Flush();
-  row.total = sum.total;
-  return row;
 }
 
 // Rows that lie `stride` bytes apart; or none, with a null `first`.
@@ -743,7 +756,11 @@ struct RowBlock {
     k_hi_ = FirstLane(ref.k.hi);
     k_lo_ = FirstLane(ref.k.lo);
     const auto plain = Eq(ref.shift, V::Set(0));
-    narrow_ = kHasSpreads ? MaskBits<V>::Of(And(plain, Lt(NarrowFrom(ref), min))) & All() : 0;
+    narrow_ =
+        kHasSpreads
+            ? MaskBits<V>::Of(And(plain, Lt(NarrowFrom(ref, kBlock / V::kLanes), min))) & All()
+            : 0;
+    exact_ = kHasSpreads && io == nullptr && n <= kBlock && AllNarrow(min, ref, n);
     ordinary_ = narrow_;
     if constexpr (kHasOrdinary<V>) {
       ordinary_ = MaskBits<V>::Of(And(plain, Lt(ref.floor, min))) & All();
@@ -780,7 +797,11 @@ struct RowBlock {
     });
     return top;
   }
-  Double2<W> Sums() { return ToDouble2(FoldRows<SumOf, V::kLanes>(lanes_, rows)); }
+  Double2<W> Sums() {
+    const V part = FoldRows<SumOf, V::kLanes>(parts_, rows);
+    if (exact_) return WithPart(ToLong(Widen(FoldRows<SumOf, V::kLanes>(scales_, rows))), part);
+    return WithPart(FoldRows<SumOf, V::kLanes>(lanes_, rows), part);
+  }
 
   // The exps of one number a row.
   Double2<W> Exps(V v) const { return Widen(Exp(v, ref)); }
@@ -798,8 +819,16 @@ struct RowBlock {
   RowReference<V> Reference(size_t r) const {
     return {k_hi_, k_lo_, shift_[r], magic_[r], floor_[r], max_[r]};
   }
-  SOFTLANE_INLINE void Keep(size_t r, const RowSum<V>& row) {
-    lanes_[r] = InOrder(row.total);
+  template <Spread kSpread>
+  SOFTLANE_INLINE void Keep(size_t r, const RowSum<V, kSpread>& row) {
+    parts_[r] = row.sum.part;
+    if (!exact_) {
+      lanes_[r] = InOrder(row.sum.Sum());
+    } else if constexpr (kSpread == Spread::kNarrow) {
+      scales_[r] = row.sum.scales.sum;
+    } else {
+      scales_[r] = V::Set(0);  // of a row that is not summed
+    }
     repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
   }
   template <bool kKeep, bool kSkips>
@@ -810,8 +839,10 @@ struct RowBlock {
       const Ahead<T> ahead{is_soon_ ? next : nullptr, is_soon_ ? nullptr : next,
                            written.first == nullptr ? nullptr : written[r]};
       const auto sum = [&](auto spread) SOFTLANE_LAMBDA {
-        Keep(r, SumExp<kKeep, spread.kSpread, kSkips>(x[r], n, ahead, Reference(r),
-                                                      kKeep ? kept[r] : nullptr, RowSum<V>()));
+        RowSum<V, spread.kSpread> row;
+        SumExp<kKeep, spread.kSpread, kSkips>(x[r], n, ahead, Reference(r),
+                                              kKeep ? kept[r] : nullptr, row);
+        Keep(r, row);
       };
       if (!kHasOrdinary<V> || Has(narrow_, r)) {
         sum(Of<Spread::kNarrow>());
@@ -825,11 +856,12 @@ struct RowBlock {
   SOFTLANE_RARE void SumRare(RowsAt<Scalar> kept, Rows which, Rows done) {
     for (size_t r = 0; r < rows; ++r) {
       if (Has(done, r)) continue;
-      RowSum<V> row;
+      RowSum<V, Spread::kAny> row;
       if (Has(which, r)) {
         Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
-        ForChunks(x[r], n, io, 0, [&](const T* p, size_t, size_t count) {
-          row = SumExp<true, Spread::kAny, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
+        ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
+          if (start > 0) row.sum.EndBlock();
+          SumExp<true, Spread::kAny, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
         });
       }
       Keep(r, row);
@@ -845,7 +877,10 @@ struct RowBlock {
   alignas(64) Scalar shift_[kRows];
   alignas(64) Scalar magic_[kRows];
   alignas(64) Scalar floor_[kRows];
-  SumTotal<V> lanes_[kRows];
+  bool
+      exact_;  // rows of one block, all of whose scales have an exact sum: only these, and parts, are then kept
+  LongSum<V> lanes_[kRows];
+  V scales_[kRows], parts_[kRows];
   double repeats_[kRows];  // of the maxima
 };
 
@@ -1232,11 +1267,15 @@ struct PanelSum {
   Wide<V> repeats;  // of each
 };
 template <class V>
-using PanelLanes = SumTotal<V>[V::kLanes];
-// The block of rows from `start` on. Returns how many elements of each column are below the maximum.
+struct PanelLanes {
+  LongSum<V> sums[V::kLanes];
+  V parts[V::kLanes];  // of the last block
+  Double2<Wide<V>> Total() const { return WithPart(InOrder(sums[0]), parts[0]); }
+};
+// The block of rows from `start` on; after the last one the sum of all lanes is in the first. Returns how many elements of each column are below the maximum.
 template <bool kSkips, Spread kSpread, class P, class V, class Keep>
 SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
-                           const ExpReference<V>& ref, Keep keep, PanelLanes<V>& sums) {
+                           const ExpReference<V>& ref, Keep keep, PanelLanes<V>& lanes) {
   constexpr size_t kLanes = V::kLanes;
   const size_t end = Min(n, start + kBlock);
   V below = V::Set(0);
@@ -1251,25 +1290,39 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
     }
     return e;
   };
-  if (n <= kLanes) {
-    for (size_t i = 0; i < n; ++i) sums[i] = TotalOf(next(i));
+  const size_t live = Min(n, kLanes);
+  if (kSpread == Spread::kNarrow && n <= kBlock) {
+    // All scales have an exact sum.
+    V scales = V::Set(0);
+    for (size_t lane = 0; lane < live; ++lane) {
+      V part = V::Set(0);
+      for (size_t i = lane; i < n; i += kLanes) {
+        const ExpParts<V> e = next(i);
+        scales = Add(scales, e.scale);
+        part = MulAdd(e.z, e.scale, part);
+      }
+      lanes.parts[lane] = part;
+    }
+    lanes.sums[0] = ToLong(InSumLanes(scales));
+    FoldLanes(lanes.parts, live);
   } else {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
+    for (size_t lane = 0; lane < live; ++lane) {
       ExpSum<V, kSpread == Spread::kNarrow> sum;
-      if (start > 0) sum.total = sums[lane];
       for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
-      sum.Flush();
-      sums[lane] = sum.total;
+      if (start == 0) {
+        lanes.sums[lane] = ToLong(sum.scales.Total());
+      } else {
+        const auto before = AddTo(lanes.sums[lane], lanes.parts[lane]);
+        lanes.sums[lane] = AddTo(before, sum.scales.Total());
+      }
+      lanes.parts[lane] = sum.part;
+    }
+    if (end == n) {
+      FoldLanes(lanes.sums, live);
+      FoldLanes(lanes.parts, live);
     }
   }
   return below;
-}
-// The sum of the lanes of all blocks.
-template <class V>
-SOFTLANE_INLINE Double2<Wide<V>> SumOfLanes(PanelLanes<V>& sums, size_t n) {
-  auto sum = FoldLanes(sums, Min(n, V::kLanes));
-  if (n > V::kLanes) sum = InOrder(sum);
-  return ToDouble2(sum);
 }
 template <bool kSkips, Spread kSpread, class P, class V, class Keep>
 SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
@@ -1277,7 +1330,8 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   using W = Wide<V>;
   const ExpReference<V> ref = reference;
   PanelLanes<V> sums;
-  sums[0] = SumTotal<V>();
+  sums.sums[0] = LongSum<V>();
+  sums.parts[0] = V::Set(0);
   W before = W::Set(0);  // how many are below the maximum in the blocks before,
   V below = V::Set(0);   // and in this
   for (size_t start = 0; start < n; start += kBlock) {
@@ -1290,13 +1344,13 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
       n > kBlock || AnyTrue(Lt(below, V::Set(static_cast<typename V::Scalar>(most))));
   W repeats = W::Set(0);
   if (may_repeat) repeats = Sub(W::Set(most), Add(before, Widen(below)));
-  return {SumOfLanes<V>(sums, n), may_repeat, repeats};
+  return {sums.Total(), may_repeat, repeats};
 }
 
 template <class P, class V, class Keep>
 inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
                             const ExpReference<V>& ref, Keep keep) {
-  return BySpread<typename P::T>(range.min, ref, [&](auto spread) SOFTLANE_LAMBDA {
+  return BySpread<typename P::T>(range.min, ref, n, [&](auto spread) SOFTLANE_LAMBDA {
     return PanelSumOf<true, spread.kSpread>(panel, n, range.max, ref, keep);
   });
 }
@@ -1327,7 +1381,7 @@ struct GroupReferences {
     for (size_t p = 0; p < kGroup; ++p) {
       refs[p] = MakeReference(ranges[p].max, MakeFactor<V>(b.scale));
       ordinary = ordinary && AllOrdinary(ranges[p].min, refs[p]);
-      narrow = narrow && AllNarrow(ranges[p].min, refs[p]);
+      narrow = narrow && AllNarrow(ranges[p].min, refs[p], SummedTogether<V>(b.n));
     }
   }
 };
@@ -1358,9 +1412,9 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   OfPanels<PanelSum<V>> all;
   for (size_t p = 0; p < kGroup; ++p) {
     const size_t own = columns.Own(p);
-    all.panel[p] = own == p ? PanelSum<V>{SumOfLanes<V>(sums[p], n),
-                                          AnyTrue(Lt(W::Set(0), repeats[p])), repeats[p]}
-                            : all[own];
+    all.panel[p] =
+        own == p ? PanelSum<V>{sums[p].Total(), AnyTrue(Lt(W::Set(0), repeats[p])), repeats[p]}
+                 : all[own];
   }
   return all;
 }
@@ -1427,7 +1481,7 @@ template <class P, class V, class T>
 SOFTLANE_INLINE Double2<Wide<V>> SumKept(const P& panel, size_t n, const Range<V>& range,
                                          const ExpReference<V>& ref, const KeptPanel<T>& kept) {
   const auto keep = [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { kept.Store(i, Value(e)); };
-  return BySpread<typename P::T>(range.min, ref, [&](auto spread) SOFTLANE_LAMBDA {
+  return BySpread<typename P::T>(range.min, ref, n, [&](auto spread) SOFTLANE_LAMBDA {
     return PanelSumOf<false, spread.kSpread>(panel, n, range.max, ref, keep).sum;
   });
 }
@@ -2047,13 +2101,10 @@ struct PlainWeighted {
     SOFTLANE_INLINE void Add(V x, V b, const ExpReference<V>& ref) {
       ExpParts<V> e = Exp(x, ref);
       e.scale = Mul(e.scale, b);
+      if (added++ % (kBlock / V::kLanes) == 0) sum.EndBlock();
       sum.Add(e);
-      if (++added % (kBlock / V::kLanes) == 0) sum.Flush();
     }
-    Double2<V> Lanes() {
-      sum.Flush();
-      return sum.total;
-    }
+    Double2<V> Lanes() const { return WithPart(sum.Sum(), sum.part); }
   };
   // log of a sum in units of 2^-kSpare, beside the reference.
   V LogOf(Double2<V> total) const {
