@@ -915,7 +915,7 @@ SOFTLANE_CALL void WeighRows(const LossBatch& b, const RowBlock<T>& rows, size_t
 template <class T>
 void CrossEntropyRows(const LossBatch& b) {
   using V = Vec<T>;
-  const size_t longest = b.grad == nullptr ? kShortSum<V> : kShortRow;
+  const size_t longest = b.grad == nullptr ? kShortSum<V> : ShortRowFor<V>(b.n);
   if (AreShort(b.count, b.n, b.chunked, longest) && b.weight_stride == 0) {
     using Scalar = typename V::Scalar;
     constexpr auto kStep = static_cast<ptrdiff_t>(V::kLanes * sizeof(Scalar));

@@ -1710,11 +1710,13 @@ void LogSumExpCols(const Batch& b) {
 // steps then takes one vector operation for all, and none works on lanes beyond a row's end. Longer ones, whose
 // results would have to be turned back, are quicker as they are; those that have but one result, later (measured:
 // bench/NOTES.md).
-constexpr size_t kShortRow = 56;
 template <class V>
-constexpr size_t kShortSum = sizeof(typename V::Scalar) == 4 ? 104 : 64;
+constexpr size_t kShortRow =
+    sizeof(typename V::Scalar) == 8 && SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 23 : 40;
+template <class V>
+constexpr size_t kShortSum = sizeof(typename V::Scalar) == 4 ? 96 : 56;
 // The same for pairs of rows, which need less arithmetic, and for those that need exps.
-constexpr size_t kShortPair = 12, kShortLogPair = 40;
+constexpr size_t kShortPair = 12, kShortLogPair = 40, kShortWeighted = 56;
 // The longest of all, in whole vectors.
 template <class V>
 constexpr size_t kLongestTile = (kShortSum<V> + V::kLanes - 1) / V::kLanes * V::kLanes;
@@ -1877,6 +1879,12 @@ inline void ForTiles(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t out
     if (out != nullptr) StoreTile<T>(out, out_stride, first, rows, n, tile);
   }
 }
+// Rows of two whole vectors waste no lanes: of float, and of double if a vector is one register.
+template <class V>
+inline size_t ShortRowFor(size_t n) {
+  constexpr bool kWhole = sizeof(typename V::Scalar) == 4 || SOFTLANE_BACKEND == SOFTLANE_IS_avx512;
+  return kWhole && n == 2 * V::kLanes ? 0 : kShortRow<V>;
+}
 inline bool AreShort(size_t count, size_t n, const ChunkIo* io, size_t longest) {
   return n <= longest && count > 1 && io == nullptr;
 }
@@ -1901,7 +1909,7 @@ SOFTLANE_CALL void WriteRareRow(const Batch& b, const RowBlock<T>& rows, size_t 
 template <class T>
 void SoftmaxRows(const Batch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked, kShortRow)) {
+  if (AreShort(b.count, b.n, b.chunked, ShortRowFor<V>(b.n))) {
     ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                 [&](size_t, auto panel, auto out) { SoftmaxPanel(b, panel, out); });
     return;
@@ -1935,7 +1943,7 @@ void SoftmaxRows(const Batch& b) {
 template <class T>
 void LogSoftmaxRows(const Batch& b) {
   using V = Vec<T>;
-  if (AreShort(b.count, b.n, b.chunked, kShortRow)) {
+  if (AreShort(b.count, b.n, b.chunked, ShortRowFor<V>(b.n))) {
     ForTiles<T>(b.x, b.x_stride, b.out, b.out_stride, b.count, b.n,
                 [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
     return;
@@ -2209,7 +2217,7 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
   using V = F64;
   using Sum = PlainWeighted::Sum;
   const ExpFactor<V> k = UnitFactor<V>();
-  if (!AreShort(w.count, w.n, w.chunked, kShortRow)) {
+  if (!AreShort(w.count, w.n, w.chunked, kShortWeighted)) {
     for (size_t row = 0; row < w.count; ++row) {
       PlainWeighted plain;
       ForWeighted(w, row, [&](V x, V b) SOFTLANE_LAMBDA { plain.See(x, b); });
@@ -2229,8 +2237,8 @@ inline void LogSumExpWeighted(const WeightedBatch& w) {
     }
     return;
   }
-  alignas(64) double x[kShortRow * V::kLanes];
-  alignas(64) double b[kShortRow * V::kLanes];
+  alignas(64) double x[kShortWeighted * V::kLanes];
+  alignas(64) double b[kShortWeighted * V::kLanes];
   const auto stride = static_cast<ptrdiff_t>(w.n * sizeof(double));
   for (size_t first = 0; first < w.count; first += V::kLanes) {
     const size_t rows = Min(V::kLanes, w.count - first);
