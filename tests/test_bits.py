@@ -514,7 +514,7 @@ def test_blocks_of_rows(fused_isa: str, name: str, dtype: DType) -> None:
 @every_call
 @every_float
 def test_logits_of_any_spread(fused_isa: str, name: str, dtype: DType) -> None:
-    """Narrow rows are summed in another way, short ones in a third: in each lane of a block almost all elements are near
+    """Narrow rows are summed in another way, short ones in a third: in each lane of a block almost all are near
     the maximum, and an inexact sum would lose digits of one."""
     rng = rng_for("spread", name)
     low, high = (39, 48) if dtype.itemsize == 8 else (10, 20)
