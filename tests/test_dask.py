@@ -98,6 +98,16 @@ def test_accuracy(dtype: DType, length: int, columns: int) -> None:
         assert oracle.ulp_error(loss.compute(), exact.value, exact.scale).max() <= 2.0
 
 
+def test_sums_near_the_smallest_numbers() -> None:
+    """Rounded to what float64 has there at every merge, they would lose some units."""
+    x = -713.5 + np.random.default_rng(5).uniform(0, 2, (300, 130))
+    x[:, 0] = 0
+    for columns in (2, 5, 20):
+        exact = oracle.log_softmax(x)
+        got = adapter.log_softmax(da.from_array(x, (300, columns)))
+        assert oracle.ulp_error(got.compute(), exact.value, exact.scale).max() <= 2.0
+
+
 def test_digits_of_confident_rows() -> None:
     x = np.zeros((1, 6))
     x[0, 2] = 40.0

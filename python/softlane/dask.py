@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["cross_entropy", "log_softmax", "logsumexp", "softmax"]
 
 # Of some of the elements of a row: the largest, and the sum of exp((x - max) / T) over all others,
-# in two doubles, so that merging loses nothing. The sum over all elements is 1 + rest + more, and its
-# logarithm keeps its digits where it is near 0. Where there is nothing but -inf, the sum is 0 and
-# rest is -1.
+# in two doubles, so that merging loses nothing: in units of 2^-600, or sums near the smallest numbers
+# would be rounded by each. The sum over all elements is 2^600 + rest + more units, and its logarithm
+# keeps its digits where it is near 0. Where there is nothing but -inf, the sum is 0 and rest is -2^600.
+_UNIT_BITS = 600
+_ONE = 2.0**_UNIT_BITS
 _STATE: DType = np.dtype([("max", "f8"), ("rest", "f8"), ("more", "f8")])
 # And of a sample with a target: the target's logit and weight (0 where the target is in another
 # chunk), and for label smoothing the sum of weight * (max - x), and that of the weights, in `_unit`s.
@@ -423,7 +425,11 @@ def _two_product(a: Array, b: Array) -> Pair:
 
 
 def _ones(like: Array) -> Pair:
-    return np.ones(like.shape), np.zeros(like.shape)
+    return np.full(like.shape, _ONE), np.zeros(like.shape)
+
+
+def _without_units(sums: Array) -> Array:
+    return np.asarray(np.ldexp(sums, -_UNIT_BITS))
 
 
 def _sum(a: Pair, b: Pair) -> Pair:
@@ -517,7 +523,7 @@ def _masked(x: Array, mask: Array, dtype: DType) -> Array:
 def _state(x: Array, *, axes: Shape, temperature: float) -> Array:
     rows = _rows(x, axes)
     state = np.zeros(rows.shape[:-1], _STATE)
-    state["max"], state["rest"] = -np.inf, -1.0
+    state["max"], state["rest"] = -np.inf, -_ONE
     if rows.size:
         best = np.asarray(rows.argmax(-1))
         top = state["max"] = _pick(rows, best)
@@ -525,22 +531,22 @@ def _state(x: Array, *, axes: Shape, temperature: float) -> Array:
         np.put_along_axis(others, best[..., None], -np.inf, -1)
         with np.errstate(all="ignore"):
             rest, more = _exp_sum(others, top, temperature)
-        state["rest"] = np.where(np.isinf(top), np.where(top > 0, np.nan, -1.0), rest)
+        state["rest"] = np.where(np.isinf(top), np.where(top > 0, np.nan, -_ONE), rest)
         state["more"] = np.where(np.isinf(top), 0.0, more)
     return np.expand_dims(state, axes)
 
 
 def _exp_sum(x: Array, top: Array, temperature: float) -> Pair:
-    """The sum of exp((x - top) / T) along the last axis."""
+    """The sum of exp((x - top) / T) along the last axis, in units."""
     correction: Any = 0.0
     if temperature != 1:
         x, low = _distance(x.astype(_arrays.F64), top[..., None], temperature)
-        correction = (_elementary("exp", x) * low).sum(-1)
+        correction = (_elementary("exp", x) * low).sum(-1) * _ONE
     sums = np.empty((*top.shape, 4))
     _core.exp_sums(x, sums, (x.ndim - 1,), 0)
     shift, exponent, high, low = np.moveaxis(sums, -1, 0)
     distance = _distance(shift, top, 1.0) if temperature == 1 else (shift, np.zeros(top.shape))
-    high, low = _times_exp((high, low), distance, exponent)
+    high, low = _times_exp((high, low), distance, exponent + _UNIT_BITS)
     return _sum((high, low), (correction, np.zeros(top.shape)))
 
 
@@ -568,13 +574,13 @@ def _merge(states: Array, axis: Shape, keepdims: bool, *, temperature: float) ->
 
 
 def _whole(state: Array) -> Pair:
-    """The sum over all elements, the largest too."""
+    """The sum over all elements, the largest too, in units."""
     return _sum(_ones(state), (state["rest"], state["more"]))
 
 
 def _log_of_whole(state: Array) -> Array:
     """Its logarithm."""
-    return _elementary("log1p", state["rest"])
+    return _elementary("log1p", _without_units(state["rest"]))
 
 
 def _log_sum(state: Array, result: DType) -> Array:
@@ -620,14 +626,15 @@ def _parts_of_rows(
         scale = temperature * half
         here = _times_exp(_whole(part), _distance(part["max"], top, temperature))
         there = _sum(_whole(whole), (-here[0], -here[1]))
-        height = scale * _elementary("log", np.where(there[0] < 0, 0, there[0]))
+        elsewhere = _without_units(there[0].clip(0))
+        height = scale * _elementary("log", elsewhere)
         rounding = np.spacing(np.maximum(np.maximum(abs(near), abs(height)), scale).astype(wide))
-        first = np.where(there[0] > 0, near + height - 2 * rounding, height).astype(wide)
+        first = np.where(elsewhere > 0, near + height - 2 * rounding, height).astype(wide)
         covered = _times_exp(_ones(top), _distance(first.astype(_arrays.F64), near, scale))
         left = _sum(there, (-covered[0], -covered[1]))[0]
         z = np.empty((*rows.shape[:-1], rows.shape[-1] + 2), wide)
         z[..., -2] = first
-        z[..., -1] = near + scale * _elementary("log", np.where(left < 0, 0, left))
+        z[..., -1] = near + scale * _elementary("log", _without_units(left.clip(0)))
         np.multiply(rows, half, out=z[..., :-2], dtype=wide, casting="same_kind")
         if is_far.any():
             z[..., :-2] -= base[..., None].astype(wide)
