@@ -287,9 +287,9 @@ uint64_t as_axes(PyObject* object, int ndim) {
 // Small work is done before another thread would have got the GIL.
 constexpr size_t kKeepGil = 4096;
 
-// Gives the GIL up, and takes it again at the end. CPython before 3.14 ends a daemon thread that wants the GIL after the
-// interpreter's end by unwinding its stack: through destructors that need the GIL, or into std::terminate. Such a thread
-// waits here for the end of the process, as in 3.14.
+// Gives the GIL up, and takes it again at the end. CPython before 3.14 ends a daemon thread that wants the GIL after
+// the interpreter's end by unwinding its stack: through destructors that need the GIL, or into std::terminate. Such
+// a thread waits here for the end of the process, as in 3.14.
 class ReleasedGil {
  public:
   ReleasedGil() : state_(PyEval_SaveThread()) {}

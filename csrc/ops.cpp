@@ -177,8 +177,8 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
 bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
   return mode == Mode::kCols && item_size(compute.type) > 2 && plan.classes > 16 && lie_wide(plan);
 }
-// The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do not
-// with a temperature.
+// The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do
+// not with a temperature.
 bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
   if (log || item_size(compute.type) == 2 || any_competes(plan, 3)) return true;
@@ -197,16 +197,16 @@ void keep_exps(B& batch) {
   if (batch.n <= kMostGrouped) batch.scratch = scratch.kernel();
 }
 
-// How samples are divided among threads: in whole units, the first of which lacks `before`; less than `least` at the end
-// goes with the unit before.
+// How samples are divided among threads: in whole units, the first of which lacks `before`; less than `least` at the
+// end goes with the unit before.
 struct Division {
   size_t unit = 1, before = 0, least = 1;
   size_t threads = static_cast<size_t>(get_num_threads());
 };
-// Rows are divided anywhere, columns between panels. Where a run is divided, each row of its columns is, and lines go back
-// and forth between the caches of two threads, the more so if results are `written` to an array (like `view`) that lies in
-// caches: narrow runs stay whole (measured: bench/NOTES.md). Groups begin where cache lines do, and are as wide as evens
-// out the threads' shares.
+// Rows are divided anywhere, columns between panels. Where a run is divided, each row of its columns is, and lines
+// go back and forth between the caches of two threads, the more so if results are `written` to an array (like
+// `view`) that lies in caches: narrow runs stay whole (measured: bench/NOTES.md). Groups begin where cache lines do,
+// and are as wide as evens out the threads' shares.
 Division divide(const Plan& plan, Mode mode, const View& view, bool grouped, bool written) {
   constexpr size_t kLine = 64, kCached = 2 << 20, kLeastCached = 768, kLeast = 256;  // bytes
   constexpr size_t kGroup = 64;                                                      // columns

@@ -61,9 +61,10 @@ std::atomic<int> configured{0};
 thread_local int thread_limit = 0;
 thread_local bool inside = false;
 
-// One loop, in pieces. Each thread has a range of them that is the same from call to call, while the pool and the number
-// of threads are, so that what it worked on is in its cache still; when none is left there it takes them from the far
-// ends of the others' ranges, which evens out how late the workers come, and what else the machine has to do.
+// One loop, in pieces. Each thread has a range of them that is the same from call to call, while the pool and the
+// number of threads are, so that what it worked on is in its cache still; when none is left there it takes them from
+// the far ends of the others' ranges, which evens out how late the workers come, and what else the machine has to
+// do.
 class Loop {
  public:
   Loop(size_t n, size_t piece, size_t threads, const std::function<void(size_t, size_t)>& body)
@@ -121,8 +122,8 @@ class Loop {
   std::mutex error_mutex_;
 };
 
-// The workers sleep when there is no loop for a while. A pool is never destroyed: its threads may outlive the statics of
-// the process, and a forked child, which has none of the threads, just makes a new one.
+// The workers sleep when there is no loop for a while. A pool is never destroyed: its threads may outlive the
+// statics of the process, and a forked child, which has none of the threads, just makes a new one.
 class Pool {
  public:
   // Runs the loop on the caller and on up to `helpers` workers.

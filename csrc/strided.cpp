@@ -175,8 +175,9 @@ void for_many_elements(const Lattice& x, F f) {
 bool lies_across(const Lattice& x) {
   return x.rows > 1 && x.count >= 64 && std::abs(x.row_step) < std::abs(x.step);
 }
-// Calls f(address, position) for all elements, a few rows' at a time: a line of the cache, which has elements of each, is
-// then written once and not once a row. Reading is no quicker like this, nor are short rows (measured: bench/NOTES.md).
+// Calls f(address, position) for all elements, a few rows' at a time: a line of the cache, which has elements of
+// each, is then written once and not once a row. Reading is no quicker like this, nor are short rows (measured:
+// bench/NOTES.md).
 template <class F>
 void for_elements_across(const Lattice& x, F f) {
   constexpr size_t kRows = 8;  // more could lie in the same set of lines when packed

@@ -212,6 +212,45 @@ def test_zeros_have_equal_shares_rounded_once(isa: str, dtype: DType) -> None:
             assert (softlane.softmax(np.ascontiguousarray(x.T), 0) == share).all(), (n, value)
 
 
+# Rows whose sums round one way: in each lane of a block an exp whose z is largest comes first, and to its z all others
+# add half a unit. And a target whose exp and probability are rounded badly. Found by a search.
+ROUNDED_ONE_WAY = [
+    (np.float32, 256, 16, "0x1.017c5ep-5", "-0x1.09ae74p+4", 143, "-0x1.0a2b1ap+2"),
+    (np.float64, 512, 8, "0x1.076d5ab408510p-5", "-0x1.25a908a465e4fp+5", 391, "-0x1.62def5205c8dfp+2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "lanes", "large", "small", "at", "target"), ROUNDED_ONE_WAY
+)
+def test_sums_whose_roundings_add_up(
+    isa: str, dtype: Any, n: int, lanes: int, large: str, small: str, at: int, target: str
+) -> None:
+    x = np.full(n, float.fromhex(small), dtype)
+    x[np.arange(n) % 128 < lanes] = float.fromhex(large)
+    x[at] = float.fromhex(target)
+    check_ulp(softlane.softmax(x), oracle.softmax(x))
+    check_ulp(softlane.softmax(np.tile(x, (20, 1)).T, 0)[:, 3], oracle.softmax(x))
+
+
+@pytest.mark.parametrize("n", [7, 12, 16, 31, 40, 64, 100, 128, 300, 512])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_few_large_and_many_small_exps(isa: str, dtype: Any, n: int) -> None:
+    """As above, for any number of large exps, wherever they lie, and 200 targets."""
+    digits = 24 if dtype is np.float32 else 53
+    rng = rng_for(n, digits)
+    for _ in range(30):
+        count = int(rng.integers(1, min(n - 1, 32)))
+        half_units = rng.choice([0.495, 0.505, 0.99, 1.01]) * 2.0**-4
+        x = np.full((200, n), np.log((1 + half_units) * 32 / 33) - digits * np.log(2), dtype)
+        where = rng.choice(n - 1, count, replace=False)
+        if rng.random() < 0.7:
+            where = np.arange(count) * rng.choice([1, 64, 128]) % (n - 1)
+        x[:, where] = rng.uniform(0.03, 0.043)
+        x[:, -1] = rng.uniform(0, 0.014, 200) - rng.integers(6, 12) * np.log(2)
+        check_ulp(softlane.softmax(x), oracle.softmax(x))
+
+
 def test_float16_seventy_thousand_zeros(isa: str) -> None:
     got = softlane.softmax(np.zeros(70_000, np.float16))
     assert (got == np.float16(1 / 70_000)).all()

@@ -29,7 +29,8 @@ GRID_POINTS = 1501
 FLOAT_BITS = 24
 DOUBLE_BITS = 53
 # 2^x = 2^n * (1 + j/8) * 2^r for an x within 1/16 of n + j/8, r = x - n - j/8 + EXP_STEPS[j]; the slack covers
-# the rounding of r. Raised by EXP_RAISE, r is as far from 0 below as above; 2^0 then is 33/32, which loses nothing.
+# the rounding of r. Raised by EXP_RAISE, r is about as far from 0 below as above; 2^0 then is 33/32, which loses
+# nothing.
 EXP_STEPS = [mpf(j) / 8 - mp.log(1 + mpf(j) / 8, 2) for j in range(8)]
 EXP_HALF_STEP = mpf(1) / 16 + mpf(2) ** -20
 EXP_RAISED = mpf(33) / 32
@@ -312,10 +313,6 @@ def scalar(name: str, x: mpf) -> str:
     return f"constexpr double {name} = {literal(x)};"
 
 
-def int64(value: int) -> str:
-    return f"INT64_C({value})"
-
-
 @dataclass(frozen=True)
 class Constants:
     exp_f: Fit
@@ -374,14 +371,14 @@ def header(c: Constants) -> str:
     blocks = [
         """\
 // Constants of exp and log. Written by tools/fit_constants.py (which repeats and checks the fits);
-// do not edit. Data only, for the anonymous namespace of a kernel file; needs <cstdint> before.
+// do not edit. Data only, for the anonymous namespace of a kernel file.
 #pragma once
 
 // clang-format off
 
 // exp, float32: x = n + j/8 + f, |f| <= 1/16, 2^x = 2^n * (1 + j/8) * 2^r, r = f + step_j, 2^r - 1 = r * w(r). With
 // t = 8*q + j, q the biased exponent, t << 20 has the bits of 2^(q-127) * (1 + j/8). Steps are raised, and so is
-// 2^x, by a factor of 33/32: then r is as far from 0 below as above, and 2^0 loses nothing to rounding.
+// 2^x, by a factor of 33/32: then r is about as far from 0 below as above, and 2^0 loses nothing to rounding.
 // step_j = j/8 - log2(1 + j/8) + log2(33/32), rounded.""",
         array("float", "kExp2RaisedF", [literal(x, "f") for x in c.raised_f], 4),
         f"""\

@@ -186,8 +186,8 @@ SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* 
   }
 }
 
-// What does columns: panels of g and y, or copies of them, whose results then lie over those of g; rows; and groups, but
-// where they are not ordinary: false.
+// What does columns: panels of g and y, or copies of them, whose results then lie over those of g; rows; and groups,
+// but where they are not ordinary: false.
 template <class T>
 struct PairKernels {
   using Scalar = typename Vec<T>::Scalar;
@@ -196,8 +196,8 @@ struct PairKernels {
   void (*rows)(const BackwardBatch&);
   bool (*group)(const BackwardBatch&, const PairGroup<T>&) = nullptr;
 };
-// Columns [first, end) in panels. Those of half types without copies, for which they are too long, are done as rows, one
-// by one.
+// Columns [first, end) in panels. Those of half types without copies, for which they are too long, are done as rows,
+// one by one.
 template <class T>
 inline void ForPairPanels(const BackwardBatch& b, size_t first, size_t end,
                           const PairKernels<T>& kernels) {
@@ -386,8 +386,8 @@ inline S FitsSoftmaxGrad(Double2<S> sum, const Scale& scale) {
   return IfThenElseZero(Or(ordinary, Eq(size, S::Set(0))), S::Set(scale.unit ? 1 : 0));
 }
 // The least output of some samples, which tells whether one of their results may be tiny; half types, of whose numbers
-// the least are far larger, need not know. Registers of 8 floats are as quick, or quicker, if that is looked for in every
-// result.
+// the least are far larger, need not know. Registers of 8 floats are as quick, or quicker, if that is looked for in
+// every result.
 #if SOFTLANE_BACKEND == SOFTLANE_IS_avx512
 constexpr bool kSeeksLeast = true;
 #else
@@ -611,7 +611,7 @@ struct GradTotals {
   }
 };
 
-// g - exp(y)·Σ g, without a temperature: two roundings and the error of exp, 1.3 ulp of |g| + exp(y)|Σ|.
+// g - exp(y)·Σ g, without a temperature: two roundings and the error of exp, 1.7 ulp of |g| + exp(y)|Σ|.
 template <class V>
 struct LogSoftmaxGrad {
   using W = Wide<V>;

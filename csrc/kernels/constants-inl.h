@@ -1,12 +1,12 @@
 // Constants of exp and log. Written by tools/fit_constants.py (which repeats and checks the fits);
-// do not edit. Data only, for the anonymous namespace of a kernel file; needs <cstdint> before.
+// do not edit. Data only, for the anonymous namespace of a kernel file.
 #pragma once
 
 // clang-format off
 
 // exp, float32: x = n + j/8 + f, |f| <= 1/16, 2^x = 2^n * (1 + j/8) * 2^r, r = f + step_j, 2^r - 1 = r * w(r). With
 // t = 8*q + j, q the biased exponent, t << 20 has the bits of 2^(q-127) * (1 + j/8). Steps are raised, and so is
-// 2^x, by a factor of 33/32: then r is as far from 0 below as above, and 2^0 loses nothing to rounding.
+// 2^x, by a factor of 33/32: then r is about as far from 0 below as above, and 2^0 loses nothing to rounding.
 // step_j = j/8 - log2(1 + j/8) + log2(33/32), rounded.
 constexpr float kExp2RaisedF[8] = {
     0x1.6bad38p-5f, -0x1.1655cap-11f, -0x1.c31ddep-6f, -0x1.47fcb8p-5f,

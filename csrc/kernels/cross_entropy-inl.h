@@ -783,8 +783,8 @@ inline void CrossEntropyPanel(const LossBatch& b, const LossTerms<Wide<typename 
   grad.PutTargets(given, out);
 }
 
-// The same for a group, without smoothing or statistics; false, with no gradient written, if an exp or a result of that is
-// not ordinary.
+// The same for a group, without smoothing or statistics; false, with no gradient written, if an exp or a result of
+// that is not ordinary.
 template <class T>
 SOFTLANE_CALL bool CrossEntropyGroup(const LossBatch& b, const LossTerms<Wide<Vec<T>>>& terms,
                                      Group<T> x, OutGroup<T> out, const GroupColumns& columns) {

@@ -63,9 +63,9 @@ inline W Collapse(Double2<W> a) {
 // Format constants. `kSpare` moves the exponents up, so that results far below the maximum keep their
 // digits: exp is delivered as 33/32 * 2^kSpare * exp(x) / 2^N. `kFar`: at and beyond this |max * k| the maximum
 // is subtracted first; every element that matters is then within a factor 2 of it and the difference is
-// exact (Sterbenz): 150 + 25 binades in float, 1074 + 54 in double, are less than half of it. `kNarrow`: scales, of
-// four bits, from so many binades below the largest, which is 1.5 at most, on have exact sums of up to 8 in float (16 in
-// double): these are below 2^4 (2^5), and what is added is a multiple of 2^-20 (2^-48).
+// exact (Sterbenz): 150 + 25 binades in float, 1074 + 54 in double, are less than half of it. `kNarrow`: scales,
+// of four bits, from so many binades below the largest, which is 1.5 at most, on have exact sums of up to 8 in
+// float (16 in double): these are below 2^4 (2^5), and what is added is a multiple of 2^-20 (2^-48).
 template <class Scalar>
 struct ExpFormat;
 template <>
@@ -73,6 +73,7 @@ struct ExpFormat<float> {
   static constexpr float kMagic = 0x1.8p20f;  // ulp 1/8: x*k + kMagic rounds x*k to eighths
   static constexpr float kRound = 0x1.8p23f;
   static constexpr float kBias = 127, kSpare = 64, kFloor = 125, kFar = 369, kNarrow = 16.5f;
+  static constexpr float kCoarse = 0x1.8p71f;  // ulp 2^-16 in units of 2^kSpare
   static constexpr int kShift = 20;
   static constexpr const float *kRaised = kExp2RaisedF, *kSteps = kExp2StepF;
 };
@@ -81,6 +82,7 @@ struct ExpFormat<double> {
   static constexpr double kMagic = 0x1.8p49;
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kBias = 1023, kSpare = 500, kFloor = 1021, kFar = 4096, kNarrow = 44.5;
+  static constexpr double kCoarse = 0x1.8p507;  // ulp 2^-45 in units of 2^kSpare
   static constexpr int kShift = 49;
   static constexpr const double *kRaised = kExp2RaisedD, *kSteps = kExp2StepD;
 };
@@ -118,7 +120,8 @@ struct ExpReference {
   V floor;  // the exps of smaller x are 0: the smallest factor is 2^-126 (2^-1022)
 };
 
-// exp as the product scale * (1 + z): scale is a power of two times 1, 9/8, ... 15/8, |z| < 0.076.
+// exp as the product scale * (1 + z): scale is a power of two times 1, 9/8, ... 15/8; |z| < 0.077, or 0.098 of
+// a kSharp exp.
 template <class V>
 struct ExpParts {
   V scale, z;
@@ -194,8 +197,9 @@ SOFTLANE_INLINE bool AllOrdinary(V min, const ExpReference<V>& ref) {
   const auto plain = And(Eq(ref.shift, V::Set(0)), Lt(ref.floor, min));
   return !AnyTrue(AndNot(plain, Eq(V::Set(0), V::Set(0))));
 }
-// Above it the scales of so many elements, or of a vector's lane in a block of 128, have an exact sum (kNarrow). Above the
-// floor, and NaN where that is infinite.
+// Above it the scales of so many elements, or of a vector's lane in a block of 128, have an exact sum (kNarrow).
+// It is above the floor, and finite if that is: what is added is 360 * T (3000 * T in double) at most, and ops.cpp
+// keeps T within 2^90 (2^800).
 template <class V>
 SOFTLANE_INLINE V NarrowFrom(const ExpReference<V>& ref, size_t count) {
   using Format = ExpFormat<typename V::Scalar>;
@@ -209,10 +213,19 @@ SOFTLANE_INLINE bool AllNarrow(V min, const ExpReference<V>& ref, size_t count) 
   return !AnyTrue(AndNot(narrow, Eq(V::Set(0), V::Set(0))));
 }
 
-// exp(x/T) / 2^N * 2^kSpare, and 33/32 of that unless kSharp, as scale * (1 + z). Relative error before the product is rounded: 0.23 u
-// (u = 2^-24 or 2^-53): z is at most 0.076 and its own error at most 1.6 u of that; r, and what it is the sum of, are
-// rounded at 2^-28 (2^-57). NaN and inf - inf give a NaN z. x is at most the maximum of the reference; below the
-// floor scale is 0, which costs no processor the time that products with the smallest numbers do.
+// x, of a size below that of kCoarse / 3, on the grid on which all the scales of 128 elements are, if NarrowFrom
+// lets them have an exact sum: this is below 2^8, or 2^24 (2^53) steps of the grid, with 7.7 % more, too.
+template <class V>
+SOFTLANE_INLINE V Coarse(V x) {
+  const V magic = V::Set(ExpFormat<typename V::Scalar>::kCoarse);
+  return Sub(Add(x, magic), magic);
+}
+
+// exp(x/T) / 2^N * 2^kSpare, and 33/32 of that unless kSharp, as scale * (1 + z). Relative error before the
+// product is rounded: 0.23 u (u = 2^-24 or 2^-53), or 0.36 u if kSharp: z is at most 0.077 (0.098) and its own
+// error at most 1.6 u of that; r, and what it is the sum of, are rounded at 2^-28 (2^-57). NaN and inf - inf give a
+// NaN z. x is at most the maximum of the reference; below the floor scale is 0, which costs no processor the time
+// that products with the smallest numbers do.
 template <bool kOrdinary = false, bool kSharp = false, class V>
 SOFTLANE_INLINE ExpParts<V> Exp(V x, const ExpReference<V>& ref) {
   using Format = ExpFormat<typename V::Scalar>;

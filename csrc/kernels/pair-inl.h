@@ -187,16 +187,6 @@ SOFTLANE_LIFT_SHIFT(ShiftRight)
 #undef SOFTLANE_LIFT_INT
 #undef SOFTLANE_LIFT_SHIFT
 
-// Two halves side by side, whichever kind they are: an integer half is one without a Mask.
-template <class H, class = typename H::Mask>
-SOFTLANE_INLINE Pair<H> Join(H a, H b) {
-  return {a, b};
-}
-template <class I, class... None>
-SOFTLANE_INLINE PairInt<I> Join(I a, I b, None...) {
-  return {a, b};
-}
-
 template <class H>
 SOFTLANE_INLINE PairMask<typename H::Mask> IsNaN(Pair<H> x) {
   return {IsNaN(x.a), IsNaN(x.b)};
@@ -222,8 +212,9 @@ SOFTLANE_INLINE auto FromBits(PairInt<I> x) -> Pair<decltype(FromBits(x.a))> {
   return {FromBits(x.a), FromBits(x.b)};
 }
 template <class T, class I>
-SOFTLANE_INLINE auto Lookup8(const T* table, PairInt<I> index) {
-  return Join(Lookup8(table, index.a), Lookup8(table, index.b));
+SOFTLANE_INLINE auto Lookup8(const T* table, PairInt<I> index)
+    -> Pair<decltype(Lookup8(table, index.a))> {
+  return {Lookup8(table, index.a), Lookup8(table, index.b)};
 }
 
 template <class H>
@@ -235,10 +226,10 @@ SOFTLANE_INLINE auto Demote(Pair<H> x) -> Pair<decltype(Demote(x.a))> {
   return {Demote(x.a), Demote(x.b)};
 }
 
-// How floats become addends of a running sum in double: in an order of lanes and in a unit (kUnit times the number) that
-// InOrder undoes for the sum. Positive takes normal numbers and 0, Short those of them whose last three bits are 0, and
-// they make no NaN of others; Any takes all, and leaves the unit to be multiplied in.
-// A vec_<isa>.h may know a quicker way than conversion.
+// How floats become addends of a running sum in double: in an order of lanes and in a unit (kUnit times the number)
+// that InOrder undoes for the sum. Positive takes normal numbers and 0, Short those of them whose last three bits
+// are 0, and they make no NaN of others; Any takes all, and leaves the unit to be multiplied in. A vec_<isa>.h may
+// know a quicker way than conversion.
 template <class V>
 struct SumLanes16 {
   static constexpr double kUnit = 1;

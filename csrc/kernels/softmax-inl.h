@@ -85,11 +85,12 @@ inline size_t SummedTogether(size_t n) {
 // Calls f with the Spread of a panel of T with n elements a column, from `min` to the maximum of the reference.
 template <class T, class V, class F>
 SOFTLANE_INLINE auto BySpread(V min, const ExpReference<V>& ref, size_t n, F f) {
-  if constexpr (kHasSpreads) {
+  // Panels of half types do without, for the size of the library.
+  constexpr bool kHas = kHasSpreads && sizeof(T) == sizeof(typename V::Scalar);
+  if constexpr (kHas) {
     if (AllNarrow(min, ref, SummedTogether<V>(n))) return f(Of<Spread::kNarrow>());
   }
-  // Panels of half types do without, for the size of the library.
-  if constexpr (kHasOrdinary<V> && sizeof(T) == 4) {
+  if constexpr (kHas && kHasOrdinary<V>) {
     if (AllOrdinary(min, ref)) return f(Of<Spread::kOrdinary>());
   }
   return f(Of<Spread::kAny>());
@@ -124,11 +125,18 @@ SOFTLANE_INLINE Double2<F64> AddTo(Double2<F64> sum, F64 x) {
   const Double2<F64> s = TwoSum(sum.hi, x);
   return {s.hi, Add(sum.lo, s.lo)};
 }
-// The sum that is in order, with the part of the last block.
-SOFTLANE_INLINE Double2<D16> WithPart(D16 sum, F32 part) {
-  return ToDouble2(Add(sum, Widen(part)));
+// What the parts of a row come to, on the coarse grid (see ExpSum) and beside it.
+template <class V>
+struct FoldedParts {
+  V coarse, part;
+};
+// The sum that is in order, with the parts of the last block.
+SOFTLANE_INLINE Double2<D16> WithParts(D16 sum, FoldedParts<F32> x) {
+  return ToDouble2(Add(Add(sum, Widen(x.coarse)), Widen(x.part)));
 }
-SOFTLANE_INLINE Double2<F64> WithPart(Double2<F64> sum, F64 part) { return AddTo(sum, part); }
+SOFTLANE_INLINE Double2<F64> WithParts(Double2<F64> sum, FoldedParts<F64> x) {
+  return AddTo(AddTo(sum, x.coarse), x.part);
+}
 
 // The scales of a block: in their own format if that is exact, else floats in double lanes, doubles with their rounding
 // errors, which go to `lost`. Where sums are exact both give the same bits.
@@ -136,15 +144,18 @@ template <class V, bool kExact>
 struct ScaleSum {
   V sum = V::Set(0);
   SOFTLANE_INLINE void Add(V scale, V&) { sum = softlane::SOFTLANE_ISA::Add(sum, scale); }
+  SOFTLANE_INLINE void AddCoarse(V x, V& lost) { Add(x, lost); }
   SOFTLANE_INLINE Wide<V> Total() const { return InSumLanes(sum); }
 };
 template <>
 struct ScaleSum<F32, false> {
   D16 sum = D16::Set(0);
+  F32 coarse = F32::Set(0);
   SOFTLANE_INLINE void Add(F32 scale, F32&) {
     sum = softlane::SOFTLANE_ISA::Add(sum, SumLanes16<F32>::Short(scale));
   }
-  SOFTLANE_INLINE D16 Total() const { return sum; }
+  SOFTLANE_INLINE void AddCoarse(F32 x, F32&) { coarse = softlane::SOFTLANE_ISA::Add(coarse, x); }
+  SOFTLANE_INLINE D16 Total() const { return AddTo(sum, coarse); }
 };
 template <>
 struct ScaleSum<F64, false> {
@@ -154,11 +165,17 @@ struct ScaleSum<F64, false> {
     sum = s.hi;
     lost = softlane::SOFTLANE_ISA::Add(lost, s.lo);
   }
+  SOFTLANE_INLINE void AddCoarse(F64 x, F64& lost) { Add(x, lost); }
   SOFTLANE_INLINE F64 Total() const { return sum; }
 };
 
-// Σ scale*(1 + z): the scales, and the small z*scale (7.6 % of the whole) over at most 8 additions in float, 16 in double,
-// and those that fold the lanes of the last block. Relative error below 0.9 u whatever the length.
+// Σ scale*(1 + z): the scales, and the small z*scale (7.7 % of the whole at most). After every four roundings
+// (kSettled elements of a row) what these come to on the coarse grid joins the scales, whose sum stays exact where
+// it is. A rounding is 2^-4 u of the whole at most: relative error below 0.25 u whatever the length, but 1.1 u where
+// all is too small for the grid, beside a maximum that is left out.
+constexpr size_t kRoundings = 4;
+template <class V>
+constexpr size_t kSettled = kRoundings * V::kLanes;
 template <class V, bool kExact>
 struct ExpSum {
   LongSum<V> before{};  // of blocks
@@ -167,6 +184,12 @@ struct ExpSum {
   SOFTLANE_INLINE void Add(ExpParts<V> e) {
     part = MulAdd(e.z, e.scale, part);
     scales.Add(e.scale, part);
+  }
+  // Due inside of blocks; once more at once changes nothing.
+  SOFTLANE_INLINE void Settle() {
+    const V coarse = Coarse(part);
+    part = Sub(part, coarse);
+    scales.AddCoarse(coarse, part);
   }
   // All but the part of the last block.
   SOFTLANE_INLINE LongSum<V> Sum() const { return AddTo(before, scales.Total()); }
@@ -265,6 +288,34 @@ SOFTLANE_CALL S FoldRows(S* v, size_t rows) {
   if (rows == 1) return FoldOne<kLanes / 2, Op>(v[0]);
   FoldPairs<kLanes / 2, Op>(v, rows);
   return v[0];
+}
+
+// How many levels of the fold of a row's parts come before these are settled: as many as the roundings that its lanes
+// have left.
+template <class V>
+inline size_t LevelsBefore(size_t n) {
+  return kRoundings - Min(kRoundings, (n + V::kLanes - 1) / V::kLanes);
+}
+// These levels of the fold of a short row's lanes; 0 in the lanes that are done with.
+template <class V>
+SOFTLANE_INLINE V FoldFirst(V part, size_t n) {
+  constexpr int kLanes = V::kLanes;
+  const size_t levels = LevelsBefore<V>(n);
+  if (levels > 0) part = Add(part, SwapLanes<kLanes / 2>(part));
+  if (levels > 1) part = Add(part, SwapLanes<kLanes / 4>(part));
+  if (levels > 2) part = Add(part, SwapLanes<kLanes / 8>(part));
+  return IfThenElseZero(V::FirstN(kLanes >> levels), part);
+}
+// The parts of rows of n elements, a row a lane.
+template <class V>
+SOFTLANE_CALL FoldedParts<V> FoldParts(V* parts, size_t rows, size_t n) {
+  V coarse[V::kLanes];
+  for (size_t r = 0; r < rows; ++r) {
+    if (n < kSettled<V>) parts[r] = FoldFirst(parts[r], n);
+    coarse[r] = Coarse(parts[r]);
+    parts[r] = Sub(parts[r], coarse[r]);
+  }
+  return {FoldRows<SumOf, V::kLanes>(coarse, rows), FoldRows<SumOf, V::kLanes>(parts, rows)};
 }
 
 // ---- the statistics of rows ---------------------------------------------------------------------
@@ -646,7 +697,7 @@ SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
   const V top = V::Set(reference.max);
   size_t i = 0;
   while (i + kLanes <= n) {
-    const size_t end = Min(n - kLanes, i + (kBlock - kLanes));
+    const size_t end = Min(n - kLanes, i + (kSettled<V> - kLanes));
     for (; i <= end; i += kLanes) {
       ahead.Prefetch(i);
       const V v = InRegister(V::Load(x + i));
@@ -659,7 +710,12 @@ SOFTLANE_INLINE void SumExp(const T* x, size_t n, const Ahead<T>& ahead,
       }
       row.sum.Add(e);
     }
-    if (i % kBlock == 0 && i < n) row.sum.EndBlock();
+    if (i >= n) break;
+    if (i % kBlock == 0) {
+      row.sum.EndBlock();
+    } else if (i % kSettled<V> == 0) {
+      row.sum.Settle();
+    }
   }
   if (i < n) {
     const int count = static_cast<int>(n - i);
@@ -779,11 +835,12 @@ struct RowBlock {
   template <bool kSkips>
   void SumRows(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
     const Rows ordinary = io == nullptr ? which & ordinary_ : 0;
-    if (!kHasSpreads) {
-    } else if (kept.first != nullptr) {
-      SumOrdinary<true, kSkips>(kept, written, ordinary);
-    } else {
-      SumOrdinary<false, kSkips>(kept, written, ordinary);
+    if constexpr (kHasSpreads) {
+      if (kept.first != nullptr) {
+        SumOrdinary<true, kSkips>(kept, written, ordinary);
+      } else {
+        SumOrdinary<false, kSkips>(kept, written, ordinary);
+      }
     }
     if (ordinary != All()) SumRare<kSkips>(kept, which, ordinary);
   }
@@ -798,9 +855,9 @@ struct RowBlock {
     return top;
   }
   Double2<W> Sums() {
-    const V part = FoldRows<SumOf, V::kLanes>(parts_, rows);
-    if (exact_) return WithPart(ToLong(Widen(FoldRows<SumOf, V::kLanes>(scales_, rows))), part);
-    return WithPart(FoldRows<SumOf, V::kLanes>(lanes_, rows), part);
+    const FoldedParts<V> parts = FoldParts(parts_, rows, n);
+    if (exact_) return WithParts(ToLong(Widen(FoldRows<SumOf, V::kLanes>(scales_, rows))), parts);
+    return WithParts(FoldRows<SumOf, V::kLanes>(lanes_, rows), parts);
   }
 
   // The exps of one number a row.
@@ -871,14 +928,14 @@ struct RowBlock {
   ptrdiff_t stride_;
   size_t next_rows_;  // how many of the next block there are to be fetched
   bool is_soon_;
-  Rows ordinary_, narrow_;  // as Spread has them
+  Rows ordinary_, narrow_;  // as Spread has them; without kOrdinary the same
   Scalar k_hi_, k_lo_;
   alignas(64) Scalar max_[kRows];
   alignas(64) Scalar shift_[kRows];
   alignas(64) Scalar magic_[kRows];
   alignas(64) Scalar floor_[kRows];
-  bool
-      exact_;  // rows of one block, all of whose scales have an exact sum: only these, and parts, are then kept
+  // Rows of one block, all of whose scales have an exact sum: only these, and parts, are then kept.
+  bool exact_;
   LongSum<V> lanes_[kRows];
   V scales_[kRows], parts_[kRows];
   double repeats_[kRows];  // of the maxima
@@ -991,8 +1048,8 @@ inline B RowOfChunks(B batch, const ChunkIo& io) {
   batch.chunked = &io;
   return batch;
 }
-// A column of one array or two, operands 0 and 1, as the chunks of a row, whose results are put where they belong. Operand
-// 2 is an array of doubles, which all columns share.
+// A column of one array or two, operands 0 and 1, as the chunks of a row, whose results are put where they belong.
+// Operand 2 is an array of doubles, which all columns share.
 template <class T>
 struct ColumnIo {
   static constexpr size_t kChunk = 512;
@@ -1058,8 +1115,8 @@ inline void ForCopiedPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdif
   using Scalar = typename V::Scalar;
   constexpr size_t kLanes = V::kLanes;
   constexpr auto kStep = static_cast<ptrdiff_t>(kLanes * sizeof(Scalar));
-  // Several panels are copied at a time, so that more of a row is read and written at once: as many as fit half of an L1
-  // cache, or a part of the L2 cache. They begin where lines of what is written do.
+  // Several panels are copied at a time, so that more of a row is read and written at once: as many as fit half of
+  // an L1 cache, or a part of the L2 cache. They begin where lines of what is written do.
   static_assert(sizeof(V) * kMostCopied <= kScratchBytes, "a panel fits the scratch");
   auto* tile = static_cast<Scalar*>(copies.place);
   const size_t bytes = n <= 256 ? 256 * sizeof(V) : Min(copies.bytes, 1 << 18);
@@ -1107,8 +1164,8 @@ inline void ForPanels(const void* x, ptrdiff_t x_stride, void* out, ptrdiff_t ou
   });
 }
 
-// Of columns that are read and written one vector wide the processor foresees nothing: this many panels are gone through
-// together, row by row or, for their sums, block by block (measured: bench/NOTES.md).
+// Of columns that are read and written one vector wide the processor foresees nothing: this many panels are gone
+// through together, row by row or, for their sums, block by block (measured: bench/NOTES.md).
 constexpr size_t kGroup = 4;
 // The arithmetic of generic lanes takes far longer than memory does.
 constexpr bool kHasGroups = SOFTLANE_BACKEND != SOFTLANE_IS_generic;
@@ -1123,8 +1180,8 @@ inline auto MakeOfPanels(F f) -> OfPanels<decltype(f(size_t{0}))> {
   static_assert(kGroup == 4, "one for each");
   return {{f(0), f(1), f(2), f(3)}};
 }
-// The columns of a group, and where its panels begin among them. Where these are fewer than four whole ones they overlap:
-// then some are worked on twice.
+// The columns of a group, and where its panels begin among them. Where these are fewer than four whole ones they
+// overlap: then some are worked on twice.
 struct GroupColumns {
   size_t first, count;
   size_t at[kGroup];
@@ -1177,9 +1234,9 @@ struct OutGroup {
     }
   }
 };
-// Calls group(GroupColumns) for groups of columns, if `grouped`, and panels(first, end) for a panel that is left alone, and
-// for those groups of which group says false. They begin where cache lines do, but in narrow arrays, where that takes
-// more groups.
+// Calls group(GroupColumns) for groups of columns, if `grouped`, and panels(first, end) for a panel that is left
+// alone, and for those groups of which group says false. They begin where cache lines do, but in narrow arrays,
+// where that takes more groups.
 template <class T, class G, class P>
 inline void ForGroups(const void* out, size_t count, bool grouped, G group, P panels) {
   constexpr size_t kLanes = Vec<T>::kLanes, kColumns = kGroup * kLanes;
@@ -1216,6 +1273,25 @@ inline S FoldLanes(S (&sums)[kLanes], size_t live) {
     }
   }
   return sums[0];
+}
+
+// The parts of columns of n elements, for lanes that are vectors.
+template <class V, size_t kLanes>
+inline FoldedParts<V> FoldParts(V (&parts)[kLanes], size_t n) {
+  size_t live = Min(n, kLanes), distance = kLanes;
+  for (size_t level = LevelsBefore<V>(n); level > 0; --level) {
+    distance /= 2;
+    for (size_t lane = 0; lane + distance < live; ++lane) {
+      parts[lane] = Add(parts[lane], parts[lane + distance]);
+    }
+    live = Min(live, distance);
+  }
+  V coarse[kLanes];
+  for (size_t lane = 0; lane < live; ++lane) {
+    coarse[lane] = Coarse(parts[lane]);
+    parts[lane] = Sub(parts[lane], coarse[lane]);
+  }
+  return {FoldLanes(coarse, live), FoldLanes(parts, live)};
 }
 
 // Sums over the elements of a panel in the virtual lanes of a row: add(i, accumulator).
@@ -1270,9 +1346,10 @@ template <class V>
 struct PanelLanes {
   LongSum<V> sums[V::kLanes];
   V parts[V::kLanes];  // of the last block
-  Double2<Wide<V>> Total() const { return WithPart(InOrder(sums[0]), parts[0]); }
+  Double2<Wide<V>> Total(size_t n) { return WithParts(InOrder(sums[0]), FoldParts(parts, n)); }
 };
-// The block of rows from `start` on; after the last one the sum of all lanes is in the first. Returns how many elements of each column are below the maximum.
+// The block of rows from `start` on; after the last one the sum of all lanes is in the first. Returns how many
+// elements of each column are below the maximum.
 template <bool kSkips, Spread kSpread, class P, class V, class Keep>
 SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
                            const ExpReference<V>& ref, Keep keep, PanelLanes<V>& lanes) {
@@ -1290,25 +1367,28 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
     }
     return e;
   };
+  const auto add_lane = [&](size_t lane, auto& sum) SOFTLANE_LAMBDA {
+    size_t i = start + lane;
+    for (size_t to = start + kSettled<V>;; to += kSettled<V>) {
+      for (; i < Min(to, end); i += kLanes) sum.Add(next(i));
+      if (to >= end) break;
+      sum.Settle();
+    }
+  };
   const size_t live = Min(n, kLanes);
   if (kSpread == Spread::kNarrow && n <= kBlock) {
     // All scales have an exact sum.
-    V scales = V::Set(0);
+    ExpSum<V, true> sum;
     for (size_t lane = 0; lane < live; ++lane) {
-      V part = V::Set(0);
-      for (size_t i = lane; i < n; i += kLanes) {
-        const ExpParts<V> e = next(i);
-        scales = Add(scales, e.scale);
-        part = MulAdd(e.z, e.scale, part);
-      }
-      lanes.parts[lane] = part;
+      sum.part = V::Set(0);
+      add_lane(lane, sum);
+      lanes.parts[lane] = sum.part;
     }
-    lanes.sums[0] = ToLong(InSumLanes(scales));
-    FoldLanes(lanes.parts, live);
+    lanes.sums[0] = ToLong(sum.scales.Total());
   } else {
     for (size_t lane = 0; lane < live; ++lane) {
       ExpSum<V, kSpread == Spread::kNarrow> sum;
-      for (size_t i = start + lane; i < end; i += kLanes) sum.Add(next(i));
+      add_lane(lane, sum);
       if (start == 0) {
         lanes.sums[lane] = ToLong(sum.scales.Total());
       } else {
@@ -1317,10 +1397,7 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
       }
       lanes.parts[lane] = sum.part;
     }
-    if (end == n) {
-      FoldLanes(lanes.sums, live);
-      FoldLanes(lanes.parts, live);
-    }
+    if (end == n) FoldLanes(lanes.sums, live);
   }
   return below;
 }
@@ -1344,7 +1421,7 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
       n > kBlock || AnyTrue(Lt(below, V::Set(static_cast<typename V::Scalar>(most))));
   W repeats = W::Set(0);
   if (may_repeat) repeats = Sub(W::Set(most), Add(before, Widen(below)));
-  return {sums.Total(), may_repeat, repeats};
+  return {sums.Total(n), may_repeat, repeats};
 }
 
 template <class P, class V, class Keep>
@@ -1413,7 +1490,7 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   for (size_t p = 0; p < kGroup; ++p) {
     const size_t own = columns.Own(p);
     all.panel[p] =
-        own == p ? PanelSum<V>{sums[p].Total(), AnyTrue(Lt(W::Set(0), repeats[p])), repeats[p]}
+        own == p ? PanelSum<V>{sums[p].Total(n), AnyTrue(Lt(W::Set(0), repeats[p])), repeats[p]}
                  : all[own];
   }
   return all;
@@ -1438,7 +1515,7 @@ template <class T, class V>
 inline OfPanels<Stats<V, Wide<V>>> GroupStats(const Group<T>& x, const GroupColumns& columns,
                                               size_t n, const GroupReferences<V>& by,
                                               typename V::Scalar* tile) {
-  // Half types do without the few operations less, for the size of the library.
+  // Half types, and floats that are ordinary only, do without the few operations less, for the size of the library.
   if constexpr (sizeof(T) == sizeof(typename V::Scalar)) {
     if (by.narrow) return GroupStatsOf<Spread::kNarrow>(x, columns, n, by, tile);
   }
@@ -1505,7 +1582,7 @@ inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
   }
 }
 
-// The same for a group; false, with nothing written, if an exp is not ordinary, or a result small or certain.
+// The same for a group; false, with nothing written, if its Spread is kAny, or a result small or certain.
 template <class T>
 SOFTLANE_CALL bool SoftmaxGroup(const Batch& b, Group<T> x, OutGroup<T> out,
                                 const GroupColumns& columns) {
@@ -2109,10 +2186,10 @@ struct PlainWeighted {
     SOFTLANE_INLINE void Add(V x, V b, const ExpReference<V>& ref) {
       ExpParts<V> e = Exp(x, ref);
       e.scale = Mul(e.scale, b);
-      if (added++ % (kBlock / V::kLanes) == 0) sum.EndBlock();
+      if (added++ % (kBlock / V::kLanes) == 0) sum.EndBlock();  // b may be too small for the grid
       sum.Add(e);
     }
-    Double2<V> Lanes() const { return WithPart(sum.Sum(), sum.part); }
+    Double2<V> Lanes() const { return AddTo(sum.Sum(), sum.part); }
   };
   // log of a sum in units of 2^-kSpare, beside the reference.
   V LogOf(Double2<V> total) const {

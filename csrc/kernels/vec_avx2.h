@@ -159,10 +159,6 @@ SOFTLANE_INLINE NL ShiftRight(NL a) {
 SOFTLANE_INLINE NF Lookup8(const float* table, NI index) {
   return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index.v)};
 }
-SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) {
-  const __m256i t = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
-  return {_mm256_permutevar8x32_epi32(t, index.v)};
-}
 // 64 bits: the table's low and its high words apart (in a loop the compiler does that once), both
 // looked up, then interleaved.
 SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
@@ -175,9 +171,6 @@ SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
   const __m256i both = _mm256_shuffle_epi32(index.v, 0xa0);
   return {_mm256_castps_pd(_mm256_blend_ps(_mm256_permutevar8x32_ps(low, index.v),
                                            _mm256_permutevar8x32_ps(high, both), 0xaa))};
-}
-SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) {
-  return BitsOf(Lookup8(reinterpret_cast<const double*>(table), index));
 }
 
 // Lane i gets lane i ^ kDistance.

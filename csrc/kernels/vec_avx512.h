@@ -165,15 +165,8 @@ SOFTLANE_INLINE NL ShiftRight(NL a) {
 SOFTLANE_INLINE NF Lookup8(const float* table, NI index) {
   return {_mm512_permutexvar_ps(index.v, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)))};
 }
-SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
-  return {_mm512_permutexvar_epi32(index.v, _mm512_broadcast_i32x8(half))};
-}
 SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
   return {_mm512_permutexvar_pd(index.v, _mm512_loadu_pd(table))};
-}
-SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) {
-  return {_mm512_permutexvar_epi64(index.v, _mm512_loadu_si512(table))};
 }
 
 // Lane i gets lane i ^ kDistance.

@@ -247,9 +247,7 @@ SOFTLANE_INLINE V LookupLanes(const T* table, const I& index) {
   return r;
 }
 SOFTLANE_INLINE NF Lookup8(const float* t, const NI& index) { return LookupLanes<NF>(t, index); }
-SOFTLANE_INLINE NI Lookup8(const int32_t* t, const NI& index) { return LookupLanes<NI>(t, index); }
 SOFTLANE_INLINE ND Lookup8(const double* t, const NL& index) { return LookupLanes<ND>(t, index); }
-SOFTLANE_INLINE NL Lookup8(const int64_t* t, const NL& index) { return LookupLanes<NL>(t, index); }
 
 template <int kDistance>
 SOFTLANE_LANES_1(NF, NF, SwapLanes, a.v[i ^ kDistance])

@@ -183,17 +183,9 @@ SOFTLANE_INLINE NF Lookup8(const float* table, NI index) {
   const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
   return {vreinterpretq_f32_u8(Lookup8Bytes(bytes, index))};
 }
-SOFTLANE_INLINE NI Lookup8(const int32_t* table, NI index) {
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
-  return {vreinterpretq_s32_u8(Lookup8Bytes(bytes, index))};
-}
 SOFTLANE_INLINE ND Lookup8(const double* table, NL index) {
   const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
   return {vreinterpretq_f64_u8(Lookup8Bytes(bytes, index))};
-}
-SOFTLANE_INLINE NL Lookup8(const int64_t* table, NL index) {
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
-  return {vreinterpretq_s64_u8(Lookup8Bytes(bytes, index))};
 }
 
 // Lane i gets lane i ^ kDistance.

@@ -87,8 +87,8 @@ struct Random {
 constexpr size_t kEnough = 1 << 20;
 std::atomic<size_t> elsewhere{0};  // pieces that workers took
 
-// Every index once, by plain writes that a race would show; pieces that cost no less than 8192, but for what an index more
-// would add; on the caller alone if `most` says so.
+// Every index once, by plain writes that a race would show; pieces that cost no less than 8192, but for what an
+// index more would add; on the caller alone if `most` says so.
 void check_sum(size_t n, size_t cost, size_t most = 1000) {
   std::vector<unsigned char> seen(n, 0);
   std::atomic<size_t> sum{0};

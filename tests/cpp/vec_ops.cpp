@@ -496,7 +496,7 @@ void Moves() {
   using Int = typename Format<T>::Int;
   const std::vector<T> singles = Singles<T>();
   Unary<V>("Load", false, singles, [](V a) { return a; });
-  Hash set, first, swap, exchange, bits, floats, ints;
+  Hash set, first, swap, exchange, bits, looked_up;
   Exchanges<V, V::kLanes / 2>(exchange);
   exchange.Line("Exchange", TypeName<T>());
   Swap<V, V::kLanes / 2>(swap);
@@ -509,20 +509,18 @@ void Moves() {
   first.Line("FirstLane", TypeName<T>());
   for (int i = 0; i < 256; ++i) {
     T table[8], index[V::kLanes];
-    Int whole[8];
     for (T& x : table) x = AnyBits<T>(random);
-    std::memcpy(whole, table, sizeof(table));
     for (T& x : index) x = AnyBits<T>(random);
     const auto at = BitsOf(V::Load(index));
-    AddBits(floats, Lookup8(table, at));
-    AddBits(ints, FromBits(Lookup8(whole, at)));
-    AddBits(bits, FromBits(BitsVec<V>::Set(whole[0])));
+    AddBits(looked_up, Lookup8(table, at));
+    Int whole;
+    std::memcpy(&whole, table, sizeof(whole));
+    AddBits(bits, FromBits(BitsVec<V>::Set(whole)));
     AddBits(bits, FromBits(at));
   }
   bits.Line("BitsOf", TypeName<T>());
   bits.Line("FromBits", TypeName<Int>());
-  floats.Line("Lookup8", TypeName<T>());
-  ints.Line("Lookup8", TypeName<Int>());
+  looked_up.Line("Lookup8", TypeName<T>());
 }
 
 void IntegerOperations() {
@@ -566,30 +564,35 @@ void Conversions() {
     AddNumbers(up, wide.b);
   }
   for (size_t i = 0; i < y.size(); i += 16)
-    AddNumbers(down, Demote(Join(F64::Load(&y[i]), F64::Load(&y[i + 8]))));
+    AddNumbers(down, Demote(Pair<F64>{F64::Load(&y[i]), F64::Load(&y[i + 8])}));
   up.Line("Promote", "float");
   down.Line("Demote", "double");
 }
 
 void Sums() {
   using Lanes = SumLanes16<F32>;
-  Hash positive, any;
+  Hash positive, few_bits, any;
   const std::vector<float> x = Singles<float>();
   for (size_t i = 0; i < x.size(); i += 16) {
-    float normal[16];
+    float normal[16], rounded[16];
     for (size_t j = 0; j < 16; ++j) {
       const float size = std::fabs(x[i + j]);
       normal[j] = std::isnormal(size) ? size : 0;
+      rounded[j] = FromWord<float>(FromWord<uint32_t>(normal[j]) & ~uint32_t{7});
     }
     const auto sum = Lanes::InOrder(Lanes::Positive(F32::Load(normal)));
     AddNumbers(positive, sum.a);
     AddNumbers(positive, sum.b);
+    const auto rounded_sum = Lanes::InOrder(Lanes::Short(F32::Load(rounded)));
+    AddNumbers(few_bits, rounded_sum.a);
+    AddNumbers(few_bits, rounded_sum.b);
     const Pair<F64> unit = Pair<F64>::Set(Lanes::kUnit);
     const auto other = Lanes::InOrder(Mul(Lanes::Any(F32::Load(&x[i])), unit));
     AddNumbers(any, other.a);
     AddNumbers(any, other.b);
   }
   positive.Line("SumLanes16 Positive", "float");
+  few_bits.Line("SumLanes16 Short", "float");
   any.Line("SumLanes16 Any", "float");
 }
 
