@@ -220,9 +220,7 @@ ROUNDED_ONE_WAY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("dtype", "n", "lanes", "large", "small", "at", "target"), ROUNDED_ONE_WAY
-)
+@pytest.mark.parametrize(("dtype", "n", "lanes", "large", "small", "at", "target"), ROUNDED_ONE_WAY)
 def test_sums_whose_roundings_add_up(
     isa: str, dtype: Any, n: int, lanes: int, large: str, small: str, at: int, target: str
 ) -> None:
