@@ -15,6 +15,7 @@ from oracle import Exact, check_ulp
 from support import (
     FEW_TAILS,
     FLOATS,
+    HALVES,
     TAILS,
     Array,
     DType,
@@ -145,11 +146,12 @@ def test_results_around_the_smallest_numbers(isa: str, dtype: Any, n: int) -> No
         assert_same_bits(alone, got[i], f"row {i}")
 
 
-@pytest.mark.parametrize("n", [17, 32, 1000])
-def test_sums_of_products_too_small_for_a_float(isa: str, n: int) -> None:
-    y = np.full((20, n), 2.0**-75, np.float32)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), *HALVES[1:]], ids=dtype_id)
+@pytest.mark.parametrize("n", [2, 16, 17, 32, 1000])
+def test_sums_of_products_too_small_for_a_float(isa: str, dtype: DType, n: int) -> None:
+    y = np.full((20, n), 2.0**-75, dtype)
     g = y.copy()
-    y[:, 0], g[:, 0] = 1, 0
+    y[:, 0], g[:, 0] = 2.0**60, 0
     for axis in (0, 1):
         sizes = [g[:1], g] if axis else [g[:1].T, g.T]  # a row, a panel
         for gradient, result in zip(sizes, [y[:1], y] if axis else [y[:1].T, y.T], strict=True):
@@ -160,6 +162,18 @@ def test_sums_of_products_too_small_for_a_float(isa: str, n: int) -> None:
             )
     zero = np.zeros_like(g)
     assert (softlane.softmax_backward(zero, y) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=dtype_id)
+def test_long_sums_of_equal_products(isa: str, dtype: DType) -> None:
+    """A sum in float goes wrong the same way at every addition."""
+    y = to_dtype(np.full((400_000, 40), 3e-5 * (1 + 54 / 97)), dtype)
+    g = to_dtype(np.full(y.shape, 1.7), dtype)
+    row = softlane.softmax_backward(g[:, 0], y[:, 0])
+    check_ulp(row, oracle.softmax_backward(g[:, 0], y[:, 0]))
+    for width in (1, 40):  # a column, a group
+        got = softlane.softmax_backward(g[:, :width], y[:, :width], axis=0)
+        assert (got == row[0]).all(), width
 
 
 def test_unequal_sizes(isa: str) -> None:

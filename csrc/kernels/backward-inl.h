@@ -19,20 +19,30 @@ inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
     if (writes) io.put(io.context, 2, start, count);
   }
 }
-// Calls f(g, y) for the vectors of a row; beyond its end g is 0 and y is `fill`.
-template <class T, class F>
+// Calls f(g, y) for the vectors of a row, and end_block() after each whole block; beyond its end g is 0 and y is
+// `fill`.
+template <class T, class F, class End>
 SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
-                                    typename Vec<T>::Scalar fill, F f) {
+                                    typename Vec<T>::Scalar fill, F f, End end_block) {
   using V = Vec<T>;
   ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) SOFTLANE_LAMBDA {
     size_t i = 0;
-    for (; i + V::kLanes <= count; i += V::kLanes) {
-      f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i)));
+    while (i + V::kLanes <= count) {
+      const size_t last = Min(count, i + kBlock) - V::kLanes;
+      for (; i <= last; i += V::kLanes) {
+        f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i)));
+      }
+      if (i % kBlock == 0) end_block();
     }
     if (i == count) return;
     const int m = static_cast<int>(count - i);
     f(V::LoadN(g + i, m, 0), V::LoadN(y + i, m, fill));
   });
+}
+template <class T, class F>
+SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
+                                    typename Vec<T>::Scalar fill, F f) {
+  ForPairVectors<T>(b, row, fill, f, [] {});
 }
 // out = f(g, y) for all elements of a row; from kLinesFrom vectors on, results begin at cache lines.
 template <class T, size_t kLinesFrom = SIZE_MAX, class F>
@@ -93,25 +103,38 @@ struct DotSum {
   Double2<F64> Total() const { return ToDouble2(SumLanes(Lanes())); }
 };
 
-// The sum that rows of many products take; one of single products has nothing to save.
-template <class V>
+// That of products of half types, which are exact in float: there, block by block. It is off by 2^-21 of the sum of
+// their sizes at most, a thousandth of what the result is rounded to.
+struct HalfDot {
+  D16 sum = D16::Set(0);
+  F32 part = F32::Set(0);
+  SOFTLANE_INLINE void AddProduct(F32 a, F32 b) { part = MulAdd(a, b, part); }
+  D16 Lanes() const { return Add(sum, Widen(part)); }
+};
+SOFTLANE_INLINE void EndBlock(HalfDot& x) { x = {x.Lanes(), F32::Set(0)}; }
+
+// The sum that rows of many products of T take; one of single products has nothing to save.
+template <class T>
 struct LongDotOf {
-  using Type = DotSum<V>;
+  using Type = HalfDot;
 };
 template <>
-struct LongDotOf<F64> {
+struct LongDotOf<float> {
+  using Type = DotSum<F32>;
+};
+template <>
+struct LongDotOf<double> {
   using Type = WholeSum<F64>;
 };
-template <class V>
-using LongDot = typename LongDotOf<V>::Type;
-// Calls f with the sum that rows of n products take.
-template <class V, class F>
+template <class T>
+using LongDot = typename LongDotOf<T>::Type;
+// Calls f with the sum that rows of n products of T take.
+template <class T, class F>
 SOFTLANE_INLINE auto WithDotSum(size_t n, F f) {
-  if constexpr (sizeof(typename V::Scalar) == 8) {
-    return f(LongDot<V>());
-  } else {
-    return n <= V::kLanes ? f(WholeSum<V>()) : f(LongDot<V>());
+  if constexpr (sizeof(T) == 4) {
+    if (n <= F32::kLanes) return f(WholeSum<F32>());
   }
+  return f(LongDot<T>());
 }
 SOFTLANE_INLINE void AddDot(F32 a, F32 b, WideSum<D16>& sum) { sum.AddProduct(Widen(a), Widen(b)); }
 template <class V, class Sum>
@@ -175,10 +198,14 @@ SOFTLANE_INLINE void GroupFold(const PairGroup<T>& group, size_t n, Double2<W>* 
   constexpr size_t kLanes = V::kLanes;
   Sum lanes[kLanes][kGroup];
   Sum* const first = &lanes[0][0];
-  const Group<T> g = group.g, y = group.y;
-  ForGroup(n, group.columns, [=](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
-    add(p, g.Load(i, c), y.Load(i, c), first[i % kLanes * kGroup + p]);
-  });
+  for (size_t start = 0; start < n; start += kBlock) {
+    const Group<T> g = group.g.From(start), y = group.y.From(start);
+    ForGroup(Min(n - start, kBlock), group.columns,
+             [=](size_t i, size_t p, size_t c) SOFTLANE_LAMBDA {
+               add(p, g.Load(i, c), y.Load(i, c), first[i % kLanes * kGroup + p]);
+             });
+    for (size_t i = 0; i < kLanes * kGroup; ++i) EndBlock(first[i]);
+  }
   for (size_t p = 0; p < kGroup; ++p) {
     decltype(Sum().Lanes()) sums[kLanes];
     for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane][p].Lanes();
@@ -349,9 +376,11 @@ SOFTLANE_INLINE V GradUnit(V sum) {
 
 // y·(g - Σ g·y), without a temperature. g - Σ and the product are rounded once each, and what Σ lacks is
 // far below them: 1.5 ulp of |y|(|g| + Σ|g·y|). Where that could be less than a normal number, which is looked
-// for if kMayBeTiny, the result is rounded once.
-template <class V, bool kMayBeTiny>
+// for if kMayBeTiny, the result is rounded once. For half types these roundings of floats are nothing, nor is
+// what Σ lacks.
+template <class T, bool kMayBeTiny>
 struct SoftmaxGrad {
+  using V = Vec<T>;
   using W = Wide<V>;
   static constexpr bool kFloat = sizeof(typename V::Scalar) == 4;
   Split<V> dot;
@@ -360,7 +389,9 @@ struct SoftmaxGrad {
   explicit SoftmaxGrad(Split<V> sum) : SoftmaxGrad(sum, GradUnit(sum.hi)) {}
   SOFTLANE_INLINE V operator()(V g, V y) const {
     const V zero = V::Set(0);
-    const V r = MulAddExact(y, Sub(g, dot.hi), Mul(y, Sub(zero, dot.lo)));
+    const V rest = Sub(g, dot.hi);
+    if constexpr (sizeof(T) == 2) return Mul(y, rest);
+    const V r = MulAddExact(y, rest, Mul(y, Sub(zero, dot.lo)));
     if constexpr (!kMayBeTiny) return r;
     const V tiny = V::Set(Tiny<V>());
     const auto small = AndNot(Eq(y, zero), Lt(Abs(r), tiny));
@@ -462,12 +493,12 @@ SOFTLANE_RARE void SoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
 
 // Whether a Σ that is 0 may have lost products too small for a float; where a g counts, it has to be formed
 // anew.
-template <class V, class S>
+template <class T, class S>
 inline bool MayLose(size_t n, Double2<S> total) {
-  if constexpr (sizeof(typename V::Scalar) == 8) {
+  if constexpr (sizeof(T) == 8) {
     return false;
   } else {
-    return n > V::kLanes && AnyTrue(Eq(total.hi, S::Set(0)));
+    return (sizeof(T) == 2 || n > F32::kLanes) && AnyTrue(Eq(total.hi, S::Set(0)));
   }
 }
 
@@ -478,7 +509,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const Panel<Scalar>& g,
   using V = Vec<Scalar>;
   using W = Wide<V>;
   V least = V::Set(kNoLeast<T>);
-  const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
+  const auto sum = WithDotSum<T>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
     using Sum = decltype(kind);
     return PanelFold<Sum, V::kLanes>(b.n, [&](size_t i, Sum& lane) SOFTLANE_LAMBDA {
       const V output = y.Load(i);
@@ -488,7 +519,7 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const Panel<Scalar>& g,
   });
   const auto total = Settled(sum);
   auto fits = FitsSoftmaxGrad<V>(total, b.scale);
-  if (MayLose<V>(b.n, total)) {
+  if (MayLose<T>(b.n, total)) {
     V largest = V::Set(0);
     for (size_t i = 0; i < b.n; ++i) largest = Max(LiveGrad(g.Load(i), y.Load(i)), largest);
     const auto lost = And(Eq(total.hi, W::Set(0)), Lt(W::Set(0), Widen(largest)));
@@ -500,9 +531,9 @@ inline void SoftmaxBackwardPanel(const BackwardBatch& b, const Panel<Scalar>& g,
   };
   const V unit = GradUnit(parts.hi);
   if (MayBeTiny<T>(least, unit)) {
-    map(SoftmaxGrad<V, true>(parts, unit));
+    map(SoftmaxGrad<T, true>(parts, unit));
   } else {
-    map(SoftmaxGrad<V, false>(parts, unit));
+    map(SoftmaxGrad<T, false>(parts, unit));
   }
 }
 
@@ -511,11 +542,11 @@ template <class T>
 SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<T>& group) {
   using V = Vec<T>;
   using W = Wide<V>;
-  using Grad = SoftmaxGrad<V, kAlwaysLooks<T>>;
+  using Grad = SoftmaxGrad<T, kAlwaysLooks<T>>;
   Double2<W> totals[kGroup];
   V least = V::Set(kNoLeast<T>);
-  GroupFold<LongDot<V>>(group, b.n, totals,
-                        [&](size_t, V g, V y, LongDot<V>& lane) SOFTLANE_LAMBDA {
+  GroupFold<LongDot<T>>(group, b.n, totals,
+                        [&](size_t, V g, V y, LongDot<T>& lane) SOFTLANE_LAMBDA {
                           AddDot(g, y, lane);
                           KeepLeast<T>(y, least);
                         });
@@ -523,7 +554,7 @@ SOFTLANE_CALL bool SoftmaxBackwardGroup(const BackwardBatch& b, const PairGroup<
   for (size_t p = 0; p < kGroup; ++p) {
     const bool fits = !AnyTrue(Eq(FitsSoftmaxGrad<V>(totals[p], b.scale), W::Set(0)));
     const bool tiny = !kAlwaysLooks<T> && MayBeTiny<T>(least, grads[p].unit);
-    if (!fits || tiny || MayLose<V>(b.n, totals[p])) return false;
+    if (!fits || tiny || MayLose<T>(b.n, totals[p])) return false;
   }
   group.Write(b.n, grads);
   return true;
@@ -561,15 +592,18 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
     V least = V::Set(kNoLeast<T>);
-    const auto sum = WithDotSum<V>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
+    const auto sum = WithDotSum<T>(b.n, [&](auto kind) SOFTLANE_LAMBDA {
       using Sum = decltype(kind);
       decltype(kind.Lanes()) lanes[V::kLanes];
       for (size_t r = 0; r < rows; ++r) {
         Sum dot;
-        ForPairVectors<T>(b, first + r, kNoLeast<T>, [&](V g, V y) SOFTLANE_LAMBDA {
-          AddDot(g, y, dot);
-          KeepLeast<T>(y, least);
-        });
+        ForPairVectors<T>(
+            b, first + r, kNoLeast<T>,
+            [&](V g, V y) SOFTLANE_LAMBDA {
+              AddDot(g, y, dot);
+              KeepLeast<T>(y, least);
+            },
+            [&] { EndBlock(dot); });
         lanes[r] = dot.Lanes();
       }
       return FoldRows<SumOf, V::kLanes>(lanes, rows);
@@ -579,7 +613,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     const V grad_units = GradUnit(parts.hi);
     const PerRow high(parts.hi), low(parts.lo), unit(grad_units);
     const PerRow fits(FitsSoftmaxGrad<V>(totals, b.scale)), total(totals.hi);
-    const bool may_lose = MayLose<V>(b.n, totals);
+    const bool may_lose = MayLose<T>(b.n, totals);
     const bool may_be_tiny = MayBeTiny<T>(least, V::Set(MinLane(grad_units)));
     for (size_t r = 0; r < rows; ++r) {
       const size_t row = first + r;
@@ -590,9 +624,9 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       }
       const Split<V> dot(high.All(r), low.All(r));
       if (may_be_tiny) {
-        MapPairs<T>(b, row, SoftmaxGrad<V, true>(dot, unit.All(r)));
+        MapPairs<T>(b, row, SoftmaxGrad<T, true>(dot, unit.All(r)));
       } else {
-        MapPairs<T, kLines>(b, row, SoftmaxGrad<V, false>(dot, unit.All(r)));
+        MapPairs<T, kLines>(b, row, SoftmaxGrad<T, false>(dot, unit.All(r)));
       }
     }
   }

@@ -1210,6 +1210,7 @@ struct Group {
     return InRegister(V::Load(Step<const T>(x, i, stride) + column));
   }
   Panel<T> At(size_t column) const { return {x + column, stride, V::kLanes}; }
+  Group From(size_t i) const { return {Step<const T>(x, i, stride), stride}; }
 };
 template <class T>
 struct OutGroup {
@@ -1294,6 +1295,10 @@ inline FoldedParts<V> FoldParts(V (&parts)[kLanes], size_t n) {
   return {FoldLanes(coarse, live), FoldLanes(parts, live)};
 }
 
+// Due after each whole block of a column longer than that; most sums have nothing to do then.
+template <class Sum>
+SOFTLANE_INLINE void EndBlock(Sum&) {}
+
 // Sums over the elements of a panel in the virtual lanes of a row: add(i, accumulator).
 template <class Sum, size_t kLanes, class F>
 SOFTLANE_INLINE auto PanelFold(size_t n, F add) {
@@ -1314,6 +1319,7 @@ SOFTLANE_INLINE auto PanelFold(size_t n, F add) {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       Sum sum = lanes[lane];
       for (size_t i = start + lane; i < end; i += kLanes) add(i, sum);
+      EndBlock(sum);
       lanes[lane] = sum;
     }
   }
