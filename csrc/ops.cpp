@@ -173,9 +173,10 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
   return log || (lie_far(plan) ? n < 8 || n >= 32 : n >= 200);
 }
-// The same for results that are one a column.
+// The same for results that are one a column: if there is a whole group of columns, or they reach far.
 bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
-  return mode == Mode::kCols && item_size(compute.type) > 2 && plan.classes > 16 && lie_wide(plan);
+  const size_t item = item_size(compute.type);
+  return mode == Mode::kCols && item > 2 && (plan.run_length() * item >= 256 || lie_wide(plan));
 }
 // The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do
 // not with a temperature.
