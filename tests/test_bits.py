@@ -256,7 +256,7 @@ def far_apart(x: Array, first: int = 0) -> Array:
 
 @every_call
 @every_float
-@pytest.mark.parametrize("n", [20, 300, 2100, 8200])
+@pytest.mark.parametrize("n", [1, 3, 16, 20, 300, 2100, 8200])
 def test_groups_of_columns(fused_isa: str, name: str, dtype: DType, n: int) -> None:
     """Any number of columns of a large array; the last three are not ordinary, and come elsewhere at last."""
     count = 131 if n < 8000 else 41
