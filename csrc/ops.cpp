@@ -163,20 +163,25 @@ bool reach(const Plan& plan, size_t bytes) {
 }
 bool lie_wide(const Plan& plan) { return reach(plan, 48 << 10); }
 bool lie_far(const Plan& plan) { return reach(plan, 512 << 10); }
-// Whether columns of float and double are worked on several panels at a time, which pays where they reach far: but for
-// long ones that compete, for which copies are quicker, and for softmax and gradients if they are short (measured:
-// bench/NOTES.md). The kernels do not for log_softmax with a temperature.
-bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
-  const size_t n = plan.classes;
-  if (mode != Mode::kCols || !lie_wide(plan)) return false;
-  if (item_size(compute.type) == 2 || (log && !compute.scale.unit)) return false;
-  if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
-  return log || (lie_far(plan) ? n < 8 || n >= 32 : n >= 200);
+// Whether there is a whole group of columns, or they reach far.
+bool fill_group(const Plan& plan, size_t item) {
+  return plan.run_length() * item >= 256 || lie_wide(plan);
 }
-// The same for results that are one a column: if there is a whole group of columns, or they reach far.
+// Whether columns of float and double are worked on several panels at a time, which pays if there are enough of them, or
+// they reach far: but for long ones that compete, for which copies are quicker, and for softmax and gradients, which
+// read what they wrote, if neither short nor long, in arrays that lie in caches (measured: bench/NOTES.md). The kernels
+// do not for log_softmax with a temperature.
+bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
+  const size_t n = plan.classes, item = item_size(compute.type);
+  if (mode != Mode::kCols || item == 2 || (log && !compute.scale.unit)) return false;
+  if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
+  if (log || n <= 16) return fill_group(plan, item);
+  return lie_wide(plan) && (n >= 200 || (n >= 32 && plan.samples * n * item > 4 << 20));
+}
+// The same for results that are one a column.
 bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
   const size_t item = item_size(compute.type);
-  return mode == Mode::kCols && item > 2 && (plan.run_length() * item >= 256 || lie_wide(plan));
+  return mode == Mode::kCols && item > 2 && fill_group(plan, item);
 }
 // The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do
 // not with a temperature.
