@@ -163,6 +163,10 @@ bool reach(const Plan& plan, size_t bytes) {
 }
 bool lie_wide(const Plan& plan) { return reach(plan, 48 << 10); }
 bool lie_far(const Plan& plan) { return reach(plan, 512 << 10); }
+// Whether an operand is larger than an L2 cache.
+bool is_large(const Plan& plan, size_t item) {
+  return plan.samples * plan.classes * item > 4 << 20;
+}
 // Whether there is a whole group of columns, or they reach far.
 bool fill_group(const Plan& plan, size_t item) {
   return plan.run_length() * item >= 256 || lie_wide(plan);
@@ -176,7 +180,7 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   if (mode != Mode::kCols || item == 2 || (log && !compute.scale.unit)) return false;
   if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
   if (log || n <= 16) return fill_group(plan, item);
-  return lie_wide(plan) && (n >= 200 || (n >= 32 && plan.samples * n * item > 4 << 20));
+  return lie_wide(plan) && (n >= 200 || (n >= 32 && is_large(plan, item)));
 }
 // The same for results that are one a column.
 bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
@@ -186,9 +190,10 @@ bool wants_sum_groups(const Plan& plan, Mode mode, const Compute& compute) {
 // The same for pairs, which it costs less: those of half types, too, and those whose exps are needed. The kernels do
 // not with a temperature.
 bool wants_pair_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
-  if (mode != Mode::kCols || plan.classes <= 16 || !compute.scale.unit) return false;
-  if (log || item_size(compute.type) == 2 || any_competes(plan, 3)) return true;
-  return lie_far(plan) || (lie_wide(plan) && plan.classes >= 128);
+  const size_t n = plan.classes, item = item_size(compute.type);
+  if (mode != Mode::kCols || n <= 16 || !compute.scale.unit) return false;
+  if (log || item == 2 || any_competes(plan, 3)) return true;
+  return lie_wide(plan) && (n >= 128 || (n >= 64 && lie_far(plan)) || is_large(plan, item));
 }
 
 // Gives a batch its scratch, for copies or for the floats of half types.
