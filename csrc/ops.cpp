@@ -179,7 +179,7 @@ bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log)
   const size_t n = plan.classes, item = item_size(compute.type);
   if (mode != Mode::kCols || item == 2 || (log && !compute.scale.unit)) return false;
   if (any_competes(plan, 2) && n <= kMostCopied) return lie_far(plan) && n <= 512;
-  if (log || n <= 16) return fill_group(plan, item);
+  if (log || n <= 8) return fill_group(plan, item);
   return lie_wide(plan) && (n >= 200 || (n >= 32 && is_large(plan, item)));
 }
 // The same for results that are one a column.
