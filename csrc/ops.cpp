@@ -21,7 +21,7 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // A thread's scratch, at most 1 MiB: the kernels' own, and two buffers for packed rows.
-constexpr size_t kChunk = 30720;  // elements; a multiple of 128
+constexpr size_t kChunk = kStripe;  // elements
 constexpr size_t kPackBytes = kChunk * sizeof(double);
 static_assert(kScratchBytes + 2 * kPackBytes <= (size_t{1} << 20), "scratch");
 
@@ -249,9 +249,39 @@ size_t cost_of(size_t classes, const View& view) {
   return (classes + kOverhead) * (item_size(view.dtype) == 8 ? 2 : 1);
 }
 
-// Calls body(begin, end) over samples, which lie, or are written, like those of `view`.
+// Long rows of float and double that are too few for all threads are worked on by all, one after the other.
+class RowCrew {
+ public:
+  RowCrew(const Plan& plan, Mode mode, const View& view)
+      : crew_{&RowCrew::each, this}, cost_(cost_of(plan.classes, view)) {
+    const auto threads = static_cast<size_t>(get_num_threads());
+    wanted_ = mode == Mode::kRows && item_size(view.dtype) > 2 && plan.classes > kOneStripe &&
+              threads > 1 && plan.samples < 4 * threads && plan.samples % threads != 0;
+  }
+  RowCrew(const RowCrew&) = delete;
+  RowCrew& operator=(const RowCrew&) = delete;
+  // Null if not wanted.
+  const Crew* get() const { return wanted_ ? &crew_ : nullptr; }
+
+ private:
+  static void each(void* context, size_t count, void (*piece)(void* state, size_t i), void* state) {
+    const size_t cost = static_cast<const RowCrew*>(context)->cost_ / count;
+    parallel_for(count, cost, count, [=](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) piece(state, i);
+    });
+  }
+  Crew crew_;
+  size_t cost_;
+  bool wanted_;
+};
+
+// Calls body(begin, end) over samples, which lie, or are written, like those of `view`; if a crew works on them, once.
 void over_samples(const Plan& plan, Mode mode, const View& view, bool grouped, bool written,
-                  const std::function<void(size_t, size_t)>& body) {
+                  const Crew* crew, const std::function<void(size_t, size_t)>& body) {
+  if (crew != nullptr) {
+    body(0, plan.samples);
+    return;
+  }
   const Division by = divide(plan, mode, view, grouped, written);
   const size_t count = by.before + plan.samples;
   const size_t units = count < by.unit + by.least ? 1 : (count - by.least) / by.unit + 1;
@@ -492,9 +522,11 @@ void softmax(const View& x, const View& out, uint64_t axes, const View* where, d
   const auto cols = log ? table.log_softmax_cols[storage] : table.softmax_cols[storage];
   const bool grouped = wants_groups(plan, mode, compute, log);
   const bool copies = wants_copies(plan, mode, 1);  // where a group is refused, too
-  over_samples(plan, mode, out, grouped, true, [&](size_t begin, size_t end) {
+  const RowCrew crew(plan, mode, out);
+  over_samples(plan, mode, out, grouped, true, crew.get(), [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
+    batch.crew = crew.get();
     batch.scale = compute.scale;
     take_scratch(batch, copies, compute.type);
     if (grouped && !log) keep_exps(batch);
@@ -563,11 +595,13 @@ void logsumexp(const View& x, const View& out, const View* sign, uint64_t axes, 
   const Storage storage = storage_of(compute.type);
   const Mode mode = choose_mode(plan, compute.direct, 1, item_size(x.dtype));
   const bool grouped = wants_sum_groups(plan, mode, compute);
-  over_samples(plan, mode, x, grouped, false, [&](size_t begin, size_t end) {
+  const RowCrew crew(plan, mode, x);
+  over_samples(plan, mode, x, grouped, false, crew.get(), [&](size_t begin, size_t end) {
     constexpr size_t kBlock = 256;
     double results[kBlock];
     Batch batch{};
     batch.n = plan.classes;
+    batch.crew = crew.get();
     batch.scale = compute.scale;
     batch.out = results;
     batch.grouped = grouped;
@@ -796,11 +830,12 @@ class CrossEntropy {
     const size_t together = (by.unit + block - 1) / block * block;
     const size_t pieces = (plan_.samples + together - 1) / together;
     const size_t cost = together * cost_of(classes_, a_.logits);
-    parallel_for(pieces, cost, by.threads, [&](size_t first, size_t last) {
+    const RowCrew crew(plan_, mode, a_.logits);
+    const auto body = [&](size_t first, size_t last) {
       const size_t end = std::min(plan_.samples, last * together);
       size_t at = first * together;
       LossLanes sum;
-      samples(mode, at, end, divisor, [&](const double* loss, size_t n) {
+      samples(mode, at, end, divisor, crew.get(), [&](const double* loss, size_t n) {
         if (partial.empty()) return;
         for (size_t done = 0, here = 0; done < n; done += here, at += here) {
           here = std::min(n - done, block - at % block);
@@ -810,7 +845,12 @@ class CrossEntropy {
           sum = LossLanes();
         }
       });
-    });
+    };
+    if (crew.get() != nullptr) {
+      body(0, pieces);
+    } else {
+      parallel_for(pieces, cost, by.threads, body);
+    }
     LossSum total;
     for (const LossSum& sum : partial) total.add(sum);
     if (a_.reduction == Reduction::kNone) return 0;
@@ -926,11 +966,12 @@ class CrossEntropy {
 
   // The losses and gradients of samples [begin, end); calls put(losses, count) for these in order.
   template <class F>
-  void samples(Mode mode, size_t begin, size_t end, double divisor, F put) const {
+  void samples(Mode mode, size_t begin, size_t end, double divisor, const Crew* crew, F put) const {
     int64_t targets[kBlock];
     double coef[kBlock], loss[kBlock];
     LossBatch batch{};
     batch.n = classes_;
+    batch.crew = crew;
     batch.scale = compute_.scale;
     batch.targets = targets;
     batch.coef = a_.sample_weight == nullptr ? nullptr : coef;
@@ -1222,7 +1263,7 @@ void exp_sums(const View& x, const View& states, uint64_t axes) {
   const auto rows = active_table().exp_sum_rows;
   const bool direct = compute.direct && contiguous_axis(plan, 1, item_size(x.dtype));
   const Mode mode = direct ? Mode::kRows : Mode::kPacked;
-  over_samples(plan, mode, x, false, false, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, x, false, false, nullptr, [&](size_t begin, size_t end) {
     Batch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;
@@ -1325,7 +1366,7 @@ void softmax_backward(const View& grad_output, const View& output, const View& o
   const bool fit = plan.classes <= kMostCopied / 2;
   if (mode == Mode::kCols && is_half && !fit && !grouped) mode = Mode::kPacked;
   const bool copies = is_half ? fit : wants_copies(plan, mode, 2);
-  over_samples(plan, mode, out, grouped, true, [&](size_t begin, size_t end) {
+  over_samples(plan, mode, out, grouped, true, nullptr, [&](size_t begin, size_t end) {
     BackwardBatch batch{};
     batch.n = plan.classes;
     batch.scale = compute.scale;

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -269,18 +270,22 @@ void parallel_for(size_t n, size_t cost, size_t most,
   }
   // Sixteen pieces a thread even things out well enough.
   const size_t piece = std::max(kPiece / cost, (n + 16 * threads - 1) / (16 * threads));
+  std::exception_ptr error;
+  bool ran = false;
   try {
     Loop loop(n, piece, threads, body);
     Pool* current = pool.load();
     if (current == nullptr) pool.store(current = new Pool);
     current->run(loop, static_cast<int>(threads) - 1);
-    if (loop.error) std::rethrow_exception(loop.error);
-  } catch (...) {
-    busy.store(false);
-    throw;
+    error = loop.error;
+    ran = true;
+  } catch (const std::bad_alloc&) {
+    // No memory for a loop or its threads, of which none has begun: the caller will do.
   }
   busy.store(false);
+  if (!ran) body(0, n);
   end(kSeries);
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace softlane

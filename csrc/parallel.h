@@ -15,8 +15,9 @@ int set_thread_limit(int n);
 
 // Calls body(begin, end) for pieces that make up [0, n), each index of which costs as much as `cost` elements of a long
 // row of floats: from up to `most` threads if that is enough for them (where a loop has just ended the workers are
-// awake, and less is enough). A piece costs some 8192 at least. A nested call, and one made while another thread's
-// loop is running, runs serially. The first exception of a body is thrown to the caller after all have stopped.
+// awake, and less is enough). A piece costs some 8192 at least. A nested call, one made while another thread's
+// loop is running, and one that there is no memory for, runs serially. It throws nothing but the first exception of a
+// body, after all have stopped.
 void parallel_for(size_t n, size_t cost, size_t most,
                   const std::function<void(size_t, size_t)>& body);
 

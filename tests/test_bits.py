@@ -661,6 +661,60 @@ def test_columns_divided_among_threads(
                 assert_same_bits(got, wanted, f"{count} threads")
 
 
+LONG_CALLS: dict[str, Callable[[Array, int], list[Array]]] = {
+    "softmax": lambda x, axis: [softlane.softmax(x, axis)],
+    "softmax with temperature": lambda x, axis: [softlane.softmax(x, axis, temperature=0.7)],
+    "log_softmax": lambda x, axis: [softlane.log_softmax(x, axis)],
+    "log_softmax with temperature": lambda x, axis: [
+        softlane.log_softmax(x, axis, temperature=0.7)
+    ],
+    "cross_entropy": lambda x, axis: [
+        softlane.cross_entropy_with_grad(x, np.full(x.shape[1 - axis], 7), axis, reduction="sum")[1]
+    ],
+    "cross_entropy with smoothing": lambda x, axis: [
+        softlane.cross_entropy_with_grad(
+            x, np.full(x.shape[1 - axis], 7), axis, reduction="sum", label_smoothing=0.1
+        )[1]
+    ],
+    "logsumexp": lambda x, axis: [softlane.logsumexp(x, axis)],
+    "loss": lambda x, axis: [
+        softlane.cross_entropy(x, np.full(x.shape[1 - axis], 7), axis, reduction="none")
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=dtype_id)
+@pytest.mark.parametrize("n", [245_760, 245_761, 1_966_081])
+def test_threads_that_share_a_row(fused_isa: str, dtype: DType, n: int) -> None:
+    """Rows of one stripe and of several against one thread, columns and steps of 2."""
+    rng = rng_for("stripes", n)
+    x = to_dtype(np.array([[0.01], [3], [80]]) * rng.standard_normal((3, n)), dtype)
+    x[:, [7, n // 2, n - 1]] = x.max(axis=1)[:, np.newaxis]  # a maximum in several stripes
+    x[1, n // 3] = -np.inf
+    apart = np.zeros((3, 2 * n), dtype)[:, ::2]
+    apart[...] = x
+    for name, call in LONG_CALLS.items():
+        with threads(1):
+            expected = call(x, 1)
+            assert_rows(call(apart, 1), expected, f"{name}, steps of 2")
+        with threads(2):
+            assert_rows(call(x, 1), expected, f"{name}, three rows")
+            for r in range(3):
+                one = slice(r, r + 1)
+                assert_rows(call(x[one], 1), expected, f"{name}, row {r}", one)
+        if n != 245_761:
+            continue
+        for columns in (9, 36):  # a panel, and a group of them
+            wide = np.ascontiguousarray(np.resize(x, (columns, n)).T)
+            turned = [a if a.ndim == 1 else a.T for a in call(wide, 0)]
+            assert_rows([a[:3] for a in turned], expected, f"{name}, {columns} columns")
+    with threads(2):
+        for function in (softlane.softmax, softlane.log_softmax):
+            expected = [function(x[:1])]
+            same = x[:1].copy()
+            assert_rows([function(same, out=same)], expected, "in place")
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "cross_entropy", "softmax_backward"])
 def test_arrays_beyond_the_caches_against_parts(fused_isa: str, name: str) -> None:

@@ -232,7 +232,7 @@ for _ in range(30):
 gc.collect()
 counts = [sys.getrefcount(a) for a in arrays]
 resident, blocks = status("VmRSS"), sys.getallocatedblocks()
-for _ in range(300):
+for _ in range(600):
     errors()
 gc.collect()
 assert [sys.getrefcount(a) for a in arrays] == counts
@@ -248,7 +248,7 @@ held.append(0)  # BufferError if an export were still held
 
 
 def test_errors_leak_nothing() -> None:
-    """300 times 17 errors: the same reference counts, not a block a round nor 2 MiB more, no export held."""
+    """600 times 17 errors: the same reference counts, not a block a round nor 2 MiB more, no export held."""
     kib, blocks = map(int, output_of(COMMON + LEAKS, timeout=100).split())
     assert kib < 2048
-    assert blocks < 300  # the interpreter's own caches take some, fewer every time
+    assert blocks < 600  # the interpreter's own caches take up to half of that, fewer every time

@@ -472,12 +472,12 @@ SOFTLANE_CALL void WriteRareGrad(const LossBatch& b, const RowBlock<T>& rows, si
   const Double2<W> share = {PerRow(grads.share.hi).All(r), PerRow(grads.share.lo).All(r)};
   const ExpReference<V> ref = rows.Ref(r);
   if (kept.first != nullptr) {
-    MapRow<V>(kept[r], grad, b.n, [&](size_t, V e) { return factor(e); });
+    ForStripes<T>(b.crew, b.n, [&](size_t start, size_t count) {
+      MapRow<V>(kept[r] + start, grad + start, count, [&](size_t, V e) { return factor(e); });
+    });
     return;
   }
-  const auto target = static_cast<size_t>(b.targets[row]);
-  ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
-    T* to = b.chunked == nullptr ? grad : const_cast<T*>(p);
+  const auto write = [&](const T* p, T* to, size_t start, size_t chunk) {
     if (smooth) {
       const RowWeights<T> weights(b, row, start, chunk);
       MapRow<V>(p, to, chunk, [&](size_t i, V v) {
@@ -488,7 +488,17 @@ SOFTLANE_CALL void WriteRareGrad(const LossBatch& b, const RowBlock<T>& rows, si
     } else {
       MapRow<V>(p, to, chunk, [&](size_t, V v) { return factor(Value(Exp(v, ref))); });
     }
-    if (b.chunked == nullptr) return;
+  };
+  if (b.chunked == nullptr) {
+    ForStripes<T>(b.crew, b.n, [&](size_t start, size_t count) {
+      write(rows.x[r] + start, grad + start, start, count);
+    });
+    return;
+  }
+  const auto target = static_cast<size_t>(b.targets[row]);
+  ForChunks(rows.x[r], b.n, b.chunked, 0, [&](const T* p, size_t start, size_t chunk) {
+    T* to = const_cast<T*>(p);
+    write(p, to, start, chunk);
     if (target - start < chunk) {
       StoreOne(static_cast<typename V::Scalar>(at_target), to + (target - start));
     }
@@ -984,7 +994,7 @@ void CrossEntropyRows(const LossBatch& b) {
         FillRow(grad[r], b.n, b.chunked, 1, 0);
         continue;
       }
-      if (kept.first == nullptr || rows.Has(has_small, r)) {
+      if (kept.first == nullptr || rows.crew != nullptr || rows.Has(has_small, r)) {
         WriteRareGrad(b, rows, r, first + r, grad[r], kept, grads, terms.smooth,
                       static_cast<double>(at_target[r]));
       } else {

@@ -22,6 +22,20 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 
 inline size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 
+// Whether long rows and columns of T have stripes; half types and generic lanes do without, for the size of the library.
+template <class T>
+constexpr bool kHasStripes =
+    SOFTLANE_BACKEND != SOFTLANE_IS_generic && sizeof(T) == sizeof(typename Vec<T>::Scalar);
+template <class T>
+inline bool HasStripes(size_t n) {
+  return kHasStripes<T> && n > kOneStripe;
+}
+// How many elements the stripes of a row, or column, of n have.
+inline size_t StripeOf(size_t n) {
+  constexpr size_t kUnits = kMostStripes * kStripe;
+  return n <= kOneStripe ? n : (n + kUnits - 1) / kUnits * kStripe;
+}
+
 // Element (or row) `i` of an array with a stride in bytes.
 template <class T>
 inline T* Step(const void* base, size_t i, ptrdiff_t stride) {
@@ -125,6 +139,9 @@ SOFTLANE_INLINE Double2<F64> AddTo(Double2<F64> sum, F64 x) {
   const Double2<F64> s = TwoSum(sum.hi, x);
   return {s.hi, Add(sum.lo, s.lo)};
 }
+// The sum that is in order, with a part that is.
+SOFTLANE_INLINE D16 AddPart(D16 sum, F32 part) { return Add(sum, Widen(part)); }
+SOFTLANE_INLINE Double2<F64> AddPart(Double2<F64> sum, F64 part) { return AddTo(sum, part); }
 // What the parts of a row come to, on the coarse grid (see ExpSum) and beside it.
 template <class V>
 struct FoldedParts {
@@ -132,10 +149,10 @@ struct FoldedParts {
 };
 // The sum that is in order, with the parts of the last block.
 SOFTLANE_INLINE Double2<D16> WithParts(D16 sum, FoldedParts<F32> x) {
-  return ToDouble2(Add(Add(sum, Widen(x.coarse)), Widen(x.part)));
+  return ToDouble2(AddPart(AddPart(sum, x.coarse), x.part));
 }
 SOFTLANE_INLINE Double2<F64> WithParts(Double2<F64> sum, FoldedParts<F64> x) {
-  return AddTo(AddTo(sum, x.coarse), x.part);
+  return AddPart(AddPart(sum, x.coarse), x.part);
 }
 
 // The scales of a block: in their own format if that is exact, else floats in double lanes, doubles with their rounding
@@ -552,12 +569,43 @@ SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
     StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
   }
 }
+// Calls f(start, count) for the stripes of a row; a crew, if there is one, does several at a time.
 template <class T, class F>
-inline void MapChunks(const T* x, T* out, size_t n, const ChunkIo* io, int out_operand, F f) {
-  ForChunks(x, n, io, 0, [&](const T* p, size_t start, size_t count) {
-    T* to = io == nullptr ? out : const_cast<T*>(p);
-    MapRow<Vec<T>>(p, to, count, [=](size_t, Vec<T> v) { return f(v); });
-    if (io != nullptr) io->put(io->context, out_operand, start, count);
+inline void ForStripes(const Crew* crew, size_t n, F f) {
+  if constexpr (!kHasStripes<T>) {
+    f(size_t{0}, n);
+    return;
+  }
+  struct Work {
+    F& f;
+    size_t n, stripe;
+  } work{f, n, StripeOf(n)};
+  const auto piece = [](void* state, size_t i) {
+    const Work& of = *static_cast<const Work*>(state);
+    const size_t start = i * of.stripe;
+    of.f(start, Min(of.stripe, of.n - start));
+  };
+  const size_t count = (n + work.stripe - 1) / work.stripe;
+  if (crew != nullptr) {
+    crew->each(crew->context, count, piece, &work);
+  } else {
+    for (size_t i = 0; i < count; ++i) piece(&work, i);
+  }
+}
+// The same as MapRow for a row, or for its chunks or stripes; f takes vectors alone.
+template <class T, class B, class F>
+inline void MapPieces(const B& b, const T* x, T* out, int out_operand, F f) {
+  const auto map = [&](const T* from, T* to, size_t count) {
+    MapRow<Vec<T>>(from, to, count, [=](size_t, Vec<T> v) { return f(v); });
+  };
+  if (b.chunked == nullptr) {
+    ForStripes<T>(b.crew, b.n,
+                  [&](size_t start, size_t count) { map(x + start, out + start, count); });
+    return;
+  }
+  ForChunks(x, b.n, b.chunked, 0, [&](const T* p, size_t start, size_t count) {
+    map(p, const_cast<T*>(p), count);
+    b.chunked->put(b.chunked->context, out_operand, start, count);
   });
 }
 
@@ -600,7 +648,21 @@ SOFTLANE_INLINE Range<V> RangeOf(const T* x, size_t n) {
   return r0;
 }
 template <class T>
-SOFTLANE_INLINE Range<Vec<T>> RowRange(const T* row, size_t n, const ChunkIo* io) {
+SOFTLANE_RARE Range<Vec<T>> RangeOfStripes(const T* row, size_t n, const Crew* crew) {
+  Range<Vec<T>> ranges[kMostStripes], all;
+  const size_t stripe = StripeOf(n);
+  ForStripes<T>(crew, n, [&](size_t start, size_t count) {
+    ranges[start / stripe] = RangeOf<Vec<T>>(row + start, count);
+  });
+  for (const Range<Vec<T>>& range : ranges) all.Add(range);
+  return all;
+}
+template <class T>
+SOFTLANE_INLINE Range<Vec<T>> RowRange(const T* row, size_t n, const ChunkIo* io,
+                                       const Crew* crew) {
+  if constexpr (kHasStripes<T>) {
+    if (crew != nullptr) return RangeOfStripes(row, n, crew);
+  }
   if (io == nullptr) return RangeOf<Vec<T>>(row, n);
   Range<Vec<T>> range;
   ForChunks(row, n, io, 0,
@@ -774,6 +836,7 @@ struct RowBlock {
 
   size_t rows, n;
   const ChunkIo* io;
+  const Crew* crew;
   const T* x[kRows];
   V max, min;  // a row a lane
   ExpReference<V> ref;
@@ -787,18 +850,24 @@ struct RowBlock {
 
   // Rows [first, first + count) of `all`.
   RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t all,
-           size_t length, const ChunkIo* chunked, const Scale& scale)
-      : rows(count), n(length), io(chunked), stride_(stride) {
+           size_t length, const ChunkIo* chunked, const Crew* all_hands, const Scale& scale)
+      : rows(count),
+        n(length),
+        io(chunked),
+        crew(kHasStripes<T> ? all_hands : nullptr),
+        stride_(stride) {
+    if (is_striped_) stripes_ = LongSum<V>();
     // The rows of the next block are fetched while those of this one are summed, unless they would not stay
     // (measured: bench/NOTES.md).
     constexpr size_t kSoon = size_t{1} << 18, kStays = size_t{1} << 20;
     const size_t bytes = n * sizeof(T);
-    next_rows_ = io == nullptr && bytes <= kStays ? Min(rows, all - first - rows) : 0;
+    const bool fetches = io == nullptr && bytes <= kStays && n <= kOneStripe;
+    next_rows_ = fetches ? Min(rows, all - first - rows) : 0;
     is_soon_ = bytes <= kSoon;
     V maxima[kRows], minima[kRows];
     for (size_t r = 0; r < rows; ++r) {
       x[r] = Step<const T>(base, first + r, stride);
-      const Range<V> range = RowRange(x[r], n, io);
+      const Range<V> range = RowRange(x[r], n, io, crew);
       maxima[r] = range.max;
       minima[r] = range.min;
     }
@@ -834,6 +903,12 @@ struct RowBlock {
   // later to `written`, unless these are none.
   template <bool kSkips>
   void SumRows(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
+    if constexpr (kHasStripes<T>) {
+      if (is_striped_ && io == nullptr && which != 0) {
+        SumStripes<kSkips>(kept);
+        return;
+      }
+    }
     const Rows ordinary = io == nullptr ? which & ordinary_ : 0;
     if constexpr (kHasSpreads) {
       if (kept.first != nullptr) {
@@ -856,6 +931,7 @@ struct RowBlock {
   }
   Double2<W> Sums() {
     const FoldedParts<V> parts = FoldParts(parts_, rows, n);
+    if (kHasStripes<T> && is_striped_) lanes_[0] = AddLanes(stripes_, lanes_[0]);
     if (exact_) return WithParts(ToLong(Widen(FoldRows<SumOf, V::kLanes>(scales_, rows))), parts);
     return WithParts(FoldRows<SumOf, V::kLanes>(lanes_, rows), parts);
   }
@@ -867,7 +943,7 @@ struct RowBlock {
   // For rows whose sums left the maxima out.
   Stats<V, W> Statistics() {
     Stats<V, W> stats{Widen(max), Sums(), Exps(max)};
-    const W repeats = W::LoadN(repeats_, static_cast<int>(rows), 0);
+    const W repeats = Sub(W::LoadN(maxima_, static_cast<int>(rows), 0), W::Set(1));
     if (AnyTrue(Lt(W::Set(0), repeats))) stats.AddRepeats(repeats);
     return stats;
   }
@@ -886,7 +962,7 @@ struct RowBlock {
     } else {
       scales_[r] = V::Set(0);  // of a row that is not summed
     }
-    repeats_[r] = row.maxima < 1 ? 0 : static_cast<double>(row.maxima - 1);
+    maxima_[r] = static_cast<double>(row.maxima);
   }
   template <bool kKeep, bool kSkips>
   SOFTLANE_CALL void SumOrdinary(RowsAt<Scalar> kept, RowsAt<T> written, Rows which) {
@@ -918,15 +994,52 @@ struct RowBlock {
         Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
         ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
           if (start > 0) row.sum.EndBlock();
+          if (kHasStripes<T> && is_striped_ && start > 0 && start % StripeOf(n) == 0) {
+            EndStripe(InOrder(row.sum.before));
+            row.sum.before = LongSum<V>();
+          }
           SumExp<true, Spread::kAny, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
         });
       }
       Keep(r, row);
     }
   }
+  // The stripes of a row, which is a block of its own, as rows of other blocks.
+  template <bool kSkips>
+  SOFTLANE_RARE void SumStripes(RowsAt<Scalar> kept) {
+    struct {
+      LongSum<V> lanes;
+      V parts;
+      double maxima;
+    } sums[kMostStripes];
+    ForStripes<T>(crew, n, [&](size_t start, size_t count) {
+      RowBlock stripe = *this;
+      stripe.x[0] += start;
+      stripe.n = count;
+      stripe.crew = nullptr;
+      stripe.next_rows_ = 0;
+      stripe.is_striped_ = false;
+      RowsAt<Scalar> to = kept;
+      if (to.first != nullptr) to.first += start;
+      stripe.template SumRows<kSkips>(to, {}, 1);
+      sums[start / StripeOf(n)] = {stripe.lanes_[0], stripe.parts_[0], stripe.maxima_[0]};
+    });
+    const size_t last = (n - 1) / StripeOf(n);
+    maxima_[0] = sums[last].maxima;
+    for (size_t i = 0; i < last; ++i) {
+      EndStripe(AddPart(sums[i].lanes, sums[i].parts));
+      maxima_[0] += sums[i].maxima;
+    }
+    lanes_[0] = sums[last].lanes;
+    parts_[0] = sums[last].parts;
+  }
+  // Adds a sum that is in order to those of the stripes that have ended.
+  SOFTLANE_RARE void EndStripe(LongSum<V> sum) { stripes_ = AddLanes(stripes_, sum); }
 
   ptrdiff_t stride_;
-  size_t next_rows_;  // how many of the next block there are to be fetched
+  bool is_striped_ = HasStripes<T>(n);
+  LongSum<V> stripes_;  // those that have ended, of a row of several
+  size_t next_rows_;    // how many of the next block there are to be fetched
   bool is_soon_;
   Rows ordinary_, narrow_;  // as Spread has them; without kOrdinary the same
   Scalar k_hi_, k_lo_;
@@ -938,7 +1051,7 @@ struct RowBlock {
   bool exact_;
   LongSum<V> lanes_[kRows];
   V scales_[kRows], parts_[kRows];
-  double repeats_[kRows];  // of the maxima
+  double maxima_[kRows];  // how many
 };
 
 // Numbers of rows, one a lane, to be taken one by one.
@@ -975,7 +1088,7 @@ inline void ForRowBlocks(const B& b, size_t bytes, F f) {
   const size_t block = RowBlock<T>::Count(b.n, b.chunked, bytes);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t here = Min(block, b.count - first);
-    RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.scale);
+    RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.crew, b.scale);
     f(rows, first);
   }
 }
@@ -1053,6 +1166,7 @@ inline B RowOfChunks(B batch, const ChunkIo& io) {
 template <class T>
 struct ColumnIo {
   static constexpr size_t kChunk = 512;
+  static_assert(kStripe % kChunk == 0, "whole chunks");
   const T* x[2];
   ptrdiff_t stride[2];
   T* out;
@@ -1351,7 +1465,21 @@ struct PanelSum {
 template <class V>
 struct PanelLanes {
   LongSum<V> sums[V::kLanes];
-  V parts[V::kLanes];  // of the last block
+  V parts[V::kLanes];             // of the last block
+  LongSum<V> stripes[V::kLanes];  // those that have ended, of columns of several
+  SOFTLANE_RARE void EndStripe(bool first) {
+    for (size_t lane = 0; lane < V::kLanes; ++lane) {
+      const LongSum<V> sum = AddTo(sums[lane], parts[lane]);
+      stripes[lane] = first ? sum : AddLanes(stripes[lane], sum);
+      sums[lane] = LongSum<V>();
+      parts[lane] = V::Set(0);
+    }
+  }
+  SOFTLANE_RARE void AddStripes() {
+    for (size_t lane = 0; lane < V::kLanes; ++lane) {
+      sums[lane] = AddLanes(stripes[lane], sums[lane]);
+    }
+  }
   Double2<Wide<V>> Total(size_t n) { return WithParts(InOrder(sums[0]), FoldParts(parts, n)); }
 };
 // The block of rows from `start` on; after the last one the sum of all lanes is in the first. Returns how many
@@ -1403,6 +1531,7 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
       }
       lanes.parts[lane] = sum.part;
     }
+    if (end == n && HasStripes<typename P::T>(n)) lanes.AddStripes();
     if (end == n) FoldLanes(lanes.sums, live);
   }
   return below;
@@ -1417,7 +1546,11 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   sums.parts[0] = V::Set(0);
   W before = W::Set(0);  // how many are below the maximum in the blocks before,
   V below = V::Set(0);   // and in this
+  const size_t stripe = StripeOf(n);
   for (size_t start = 0; start < n; start += kBlock) {
+    if (HasStripes<typename P::T>(n) && start > 0 && start % stripe == 0) {
+      sums.EndStripe(start == stripe);
+    }
     before = Add(before, Widen(below));
     below = SumBlock<kSkips, kSpread>(panel, n, start, max, ref, keep, sums);
     if (n <= kBlock) break;
@@ -1478,9 +1611,12 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
   PanelLanes<V> sums[kGroup];
   W repeats[kGroup];
   for (W& r : repeats) r = W::Set(static_cast<double>(n - 1));
+  const size_t stripe = StripeOf(n);
   for (size_t start = 0; start < n; start += kBlock) {
+    const bool begins = HasStripes<T>(n) && start > 0 && start % stripe == 0;
     for (size_t p = 0; p < kGroup; ++p) {
       if (columns.Own(p) != p) continue;
+      if (begins) sums[p].EndStripe(start == stripe);
       const ExpReference<V> ref = by.refs[p];
       auto* const tile = kept[p];
       const V below = SumBlock<kSkips, kSpread>(
@@ -1982,10 +2118,12 @@ SOFTLANE_CALL void WriteRareRow(const Batch& b, const RowBlock<T>& rows, size_t 
   using V = Vec<T>;
   const auto result = [&](V e) { return IfThenElse(Eq(e, certain), V::Set(1), factor(e)); };
   if (kept.first != nullptr) {
-    MapRow<V>(kept[r], out, b.n, [&](size_t, V e) { return result(e); });
+    ForStripes<T>(b.crew, b.n, [&](size_t start, size_t count) {
+      MapRow<V>(kept[r] + start, out + start, count, [&](size_t, V e) { return result(e); });
+    });
   } else {
     const ExpReference<V> ref = rows.Ref(r);
-    MapChunks(rows.x[r], out, b.n, b.chunked, 1, [&](V v) { return result(Value(Exp(v, ref))); });
+    MapPieces(b, rows.x[r], out, 1, [&](V v) { return result(Value(Exp(v, ref))); });
   }
 }
 
@@ -2012,7 +2150,7 @@ void SoftmaxRows(const Batch& b) {
     const uint32_t rare =
         MaskBits<V>::Of(Or(Lt(rows.StoredExps(rows.min), all.small), Lt(V::Set(0), certain_exp)));
     for (size_t r = 0; r < rows.rows; ++r) {
-      if (kept.first == nullptr || rows.Has(rare, r)) {
+      if (kept.first == nullptr || rows.crew != nullptr || rows.Has(rare, r)) {
         WriteRareRow(b, rows, r, out[r], kept, FactorOfRow(all, r), PerRow(certain_exp).All(r));
       } else {
         const V high = hi.All(r), low = lo.All(r);
@@ -2039,13 +2177,13 @@ void LogSoftmaxRows(const Batch& b) {
     V* tag = nullptr;
     const PerRow max(rows.max), hi(Narrow(log_sum.hi, tag)), lo(Narrow(log_sum.lo, tag));
     for (size_t r = 0; r < rows.rows; ++r) {
-      if (b.scale.unit && b.chunked == nullptr) {
+      if (b.scale.unit && b.chunked == nullptr && rows.crew == nullptr) {
         const V top = max.All(r), log = hi.All(r);
         MapRow<V, kLines>(rows.x[r], out[r], b.n,
                           [=](size_t, V v) SOFTLANE_LAMBDA { return Sub(Sub(v, top), log); });
       } else {
         const LogMap<V> map = MakeLogMap<V>(max.All(r), hi.All(r), lo.All(r), b.scale);
-        MapChunks(rows.x[r], out[r], b.n, b.chunked, 1,
+        MapPieces(b, rows.x[r], out[r], 1,
                   [&](V v) { return b.scale.unit ? map.Unit(v) : map.Scaled(v); });
       }
     }

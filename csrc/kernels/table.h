@@ -23,12 +23,25 @@ struct Scale {
 
 // Where a row's elements come from when they do not lie in memory as the kernel needs them:
 // `fetch` returns elements [start, start + count) as a contiguous array of the kernel's storage
-// type, `put` sends a written chunk off; neither throws. A chunk is a multiple of 128 elements but for the last.
+// type, `put` sends a written chunk off; neither throws. A chunk is a multiple of 128 elements that divides kStripe,
+// but for the last.
 struct ChunkIo {
   void* (*fetch)(void* context, int operand, size_t start, size_t count);
   void (*put)(void* context, int operand, size_t start, size_t count);
   void* context;
   size_t chunk;
+};
+
+// Long rows and columns are summed by stripes, which threads can share: each a multiple of kStripe elements, at most
+// kMostStripes of them, and one only up to kOneStripe. Their length alone decides, not who works on them.
+constexpr size_t kStripe = 30720, kMostStripes = 64;
+constexpr size_t kOneStripe = 8 * kStripe;
+
+// Threads that work on one row together: `each` calls piece(state, i) for all i < count, in any order and several at a
+// time. It does not throw.
+struct Crew {
+  void (*each)(void* context, size_t count, void (*piece)(void* state, size_t i), void* state);
+  void* context;
 };
 
 // A batch of rows (row r starts at data + r * stride, its n elements are adjacent), or of columns
@@ -48,6 +61,7 @@ struct Batch {
   // most kMostGrouped.
   bool grouped;
   const ChunkIo* chunked;  // not null: count is 1 and the row is read and written through it
+  const Crew* crew;        // not null: n is above kOneStripe, and the rows are not of half types
 };
 
 struct BackwardBatch {
@@ -88,6 +102,7 @@ struct LossBatch {
   bool grouped;  // columns of any type; the exps of a gradient are kept as those of softmax
   // Operand 0: logits, 1: gradient, 2: class weights, or probabilities, of the row.
   const ChunkIo* chunked;
+  const Crew* crew;         // as of Batch
   int64_t* targets;         // one a row; < 0 or >= n: the row is ignored
   const double* coef;       // one a row: its sample weight; or null for 1
   double divisor;           // of the gradient (the mean's; 1 for a sum)

@@ -151,6 +151,9 @@ std::vector<size_t> lengths(bool few) {
   return all;
 }
 
+// A length of several stripes, the last of which ends within a block.
+constexpr size_t kLong = softlane::kOneStripe + 8 * 128 + 33;
+
 // Rows of logits of every kind that has parted implementations: scales, offsets, confident and
 // constant rows, results in the subnormal range, infinities and NaN, values near the largest.
 Rows make_logits(size_t n, Storage type) {
@@ -187,7 +190,10 @@ Rows make_logits(size_t n, Storage type) {
   add([&](size_t i) { return i == n / 2 ? kInf : random.noise(); });
   add([&](size_t i) { return i == n / 2 ? kNaN : random.noise(); });
   add([&](size_t i) { return i == 0 ? kInf : i + 1 == n ? kNaN : -kInf; });
-  return rows;
+  if (n < kLong) return rows;
+  Rows some;  // as many columns as make a group
+  for (size_t r = 0; r < rows.size(); r += 2) some.push_back(rows[r]);
+  return some;
 }
 
 // The rows in storage: row by row, or (columns) interleaved, so that each row is a column.
@@ -262,8 +268,14 @@ class Chunked {
 // ---- running the kernels
 // --------------------------------------------------------------------------
 
-enum class Way { kRows, kOneByOne, kChunks, kColumns };
-constexpr const char* kWayNames[] = {"rows", "one by one", "chunks", "columns"};
+enum class Way { kRows, kOneByOne, kChunks, kColumns, kCrew };
+constexpr const char* kWayNames[] = {"rows", "one by one", "chunks", "columns", "by a crew"};
+
+// A crew that does the last piece first.
+void each_backwards(void*, size_t count, void (*piece)(void* state, size_t i), void* state) {
+  while (count-- > 0) piece(state, count);
+}
+constexpr softlane::Crew kCrew{each_backwards, nullptr};
 
 struct alignas(64) Scratch {
   unsigned char bytes[softlane::kScratchBytes];
@@ -304,11 +316,14 @@ class Runner {
  private:
   // Hashes of one kernel, called in every way it can be, over all lengths; printed, and compared.
   using Call = std::function<uint64_t(size_t n, Way way)>;
-  void report(const std::string& name, Storage type, const std::vector<Way>& ways,
-              const Call& call) {
+  void report(const std::string& name, Storage type, std::vector<Way> ways, const Call& call,
+              bool has_long = false) {
     const std::string title = name + label_ + " " + kStorageNames[type];
     Fnv1a all;
-    for (size_t n : lengths(!scale_.unit)) {
+    std::vector<size_t> every = lengths(!scale_.unit);
+    if (has_long && scale_.unit && kItemSize[type] > 2) every.push_back(kLong);
+    for (size_t n : every) {
+      if (n == kLong) ways.push_back(Way::kCrew);
       const uint64_t first = call(n, ways[0]);
       for (size_t w = 1; w < ways.size(); ++w) {
         if (call(n, ways[w]) == first) continue;
@@ -343,33 +358,37 @@ class Runner {
                void (*columns)(const softlane::Batch&), Storage type, bool reduces) {
     const std::vector<Way> ways = ways_of(rows, columns);
     if (ways.empty()) return;
-    report(name, type, ways, [=](size_t n, Way way) {
-      Array x(type, logits(n, type), way == Way::kColumns);
-      Array out(type, x.rows, n, x.columns);
-      std::vector<double> sums(reduces ? x.rows : 0);
-      softlane::Batch batch{};
-      batch.n = n;
-      batch.scale = scale_;
-      batch.scratch = scratch_->bytes;
-      batch.copies = copies(n, way) && !reduces;
-      batch.grouped = !batch.copies;
-      batch.x_stride = batch.out_stride = x.stride();
-      const bool whole = way == Way::kRows || way == Way::kColumns;
-      batch.count = whole ? x.rows : 1;
-      for (size_t r = 0; r < (whole ? 1 : x.rows); ++r) {
-        Chunked chunks;
-        chunks.operand(x.at(r, 0), kItemSize[type]);
-        chunks.operand(out.at(r, 0), kItemSize[type]);
-        batch.x = x.at(r, 0);
-        batch.out = reduces ? static_cast<void*>(&sums[r]) : out.at(r, 0);
-        batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
-        (way == Way::kColumns ? columns : rows)(batch);
-      }
-      Fnv1a hash;
-      out.hash_into(&hash);
-      hash.add_doubles(sums);
-      return hash.value();
-    });
+    report(
+        name, type, ways,
+        [=](size_t n, Way way) {
+          Array x(type, logits(n, type), way == Way::kColumns);
+          Array out(type, x.rows, n, x.columns);
+          std::vector<double> sums(reduces ? x.rows : 0);
+          softlane::Batch batch{};
+          batch.n = n;
+          batch.scale = scale_;
+          batch.scratch = scratch_->bytes;
+          batch.copies = copies(n, way) && !reduces;
+          batch.grouped = !batch.copies;
+          batch.x_stride = batch.out_stride = x.stride();
+          const bool whole = way != Way::kOneByOne && way != Way::kChunks;
+          batch.crew = way == Way::kCrew ? &kCrew : nullptr;
+          batch.count = whole ? x.rows : 1;
+          for (size_t r = 0; r < (whole ? 1 : x.rows); ++r) {
+            Chunked chunks;
+            chunks.operand(x.at(r, 0), kItemSize[type]);
+            chunks.operand(out.at(r, 0), kItemSize[type]);
+            batch.x = x.at(r, 0);
+            batch.out = reduces ? static_cast<void*>(&sums[r]) : out.at(r, 0);
+            batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
+            (way == Way::kColumns ? columns : rows)(batch);
+          }
+          Fnv1a hash;
+          out.hash_into(&hash);
+          hash.add_doubles(sums);
+          return hash.value();
+        },
+        true);
   }
 
   void cross_entropy(Storage type) {
@@ -387,71 +406,75 @@ class Runner {
       if (shared && kItemSize[type] == 2) {  // columns of half types are left to packed rows
         these.erase(std::remove(these.begin(), these.end(), Way::kColumns), these.end());
       }
-      report(name, type, these, [=](size_t n, Way way) {
-        Array x(type, logits(n, type), way == Way::kColumns);
-        Array grad(type, x.rows, n, x.columns);
-        Random random(1000 + n);
-        std::vector<int64_t> targets;
-        std::vector<double> coef, weight;
-        for (size_t r = 0; r < x.rows; ++r) {
-          targets.push_back(r % 7 == 3 ? -1 : static_cast<int64_t>(random.below(n)));
-          coef.push_back(r % 5 == 0 || !weighted ? 1 : 4 * random.uniform());
-        }
-        for (size_t i = 0; i < n; ++i) weight.push_back(i % 9 == 4 ? 0 : 2 * random.uniform());
-        Rows probabilities(x.rows, std::vector<double>(n));
-        for (std::vector<double>& row : probabilities) {
-          for (double& t : row) t = random.below(4) == 0 ? 0 : random.uniform();
-        }
-        Array shares(type, probabilities, way == Way::kColumns);
-        std::vector<double> sums(x.rows), sums_lo(x.rows);
-        std::vector<double> loss(x.rows);
-        softlane::LossBatch batch{};
-        batch.n = n;
-        batch.scale = scale_;
-        batch.scratch = scratch_->bytes;
-        batch.copies = kItemSize[type] == 2 || (with_grad && copies(n, way));
-        batch.grouped = !copies(n, way);
-        batch.x_stride = batch.grad_stride = x.stride();
-        batch.weight = weighted ? weight.data() : nullptr;
-        double weight_sum = weighted ? 0 : static_cast<double>(n);
-        for (double w : weight) weight_sum += weighted ? w : 0;
-        double zero = 0;
-        batch.weight_sum = &weight_sum;
-        batch.weight_sum_lo = &zero;
-        batch.divisor = weighted ? 37 : 1;
-        batch.smoothing = smoothing;
-        batch.classes = static_cast<double>(n);
-        if (shared) {
-          batch.smoothing = batch.classes = 1;
-          batch.share_stride = shares.stride();
-        }
-        const bool whole = way == Way::kRows || way == Way::kColumns;
-        batch.count = whole ? x.rows : 1;
-        for (size_t r = 0; r < (whole ? 1 : x.rows); ++r) {
-          Chunked chunks;
-          chunks.operand(x.at(r, 0), kItemSize[type]);
-          chunks.operand(grad.at(r, 0), kItemSize[type]);
-          if (shared) {
-            chunks.operand(shares.at(r, 0), kItemSize[type]);
-            batch.shares = shares.at(r, 0);
-            batch.weight_sum = &sums[r];
-            batch.weight_sum_lo = &sums_lo[r];
-          } else {
-            chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
-          }
-          batch.x = x.at(r, 0);
-          batch.grad = with_grad ? grad.at(r, 0) : nullptr;
-          batch.targets = &targets[r];
-          batch.coef = weighted ? &coef[r] : nullptr;
-          batch.loss = &loss[r];
-          batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
-          (way == Way::kColumns ? columns : rows)(batch);
-        }
-        Fnv1a hash;
-        grad.hash_into(&hash);
-        hash.add_doubles(loss);
-        return hash.value();
-      });
+      report(
+          name, type, these,
+          [=](size_t n, Way way) {
+            Array x(type, logits(n, type), way == Way::kColumns);
+            Array grad(type, x.rows, n, x.columns);
+            Random random(1000 + n);
+            std::vector<int64_t> targets;
+            std::vector<double> coef, weight;
+            for (size_t r = 0; r < x.rows; ++r) {
+              targets.push_back(r % 7 == 3 ? -1 : static_cast<int64_t>(random.below(n)));
+              coef.push_back(r % 5 == 0 || !weighted ? 1 : 4 * random.uniform());
+            }
+            for (size_t i = 0; i < n; ++i) weight.push_back(i % 9 == 4 ? 0 : 2 * random.uniform());
+            Rows probabilities(x.rows, std::vector<double>(n));
+            for (std::vector<double>& row : probabilities) {
+              for (double& t : row) t = random.below(4) == 0 ? 0 : random.uniform();
+            }
+            Array shares(type, probabilities, way == Way::kColumns);
+            std::vector<double> sums(x.rows), sums_lo(x.rows);
+            std::vector<double> loss(x.rows);
+            softlane::LossBatch batch{};
+            batch.n = n;
+            batch.scale = scale_;
+            batch.scratch = scratch_->bytes;
+            batch.copies = kItemSize[type] == 2 || (with_grad && copies(n, way));
+            batch.grouped = !copies(n, way);
+            batch.x_stride = batch.grad_stride = x.stride();
+            batch.weight = weighted ? weight.data() : nullptr;
+            double weight_sum = weighted ? 0 : static_cast<double>(n);
+            for (double w : weight) weight_sum += weighted ? w : 0;
+            double zero = 0;
+            batch.weight_sum = &weight_sum;
+            batch.weight_sum_lo = &zero;
+            batch.divisor = weighted ? 37 : 1;
+            batch.smoothing = smoothing;
+            batch.classes = static_cast<double>(n);
+            if (shared) {
+              batch.smoothing = batch.classes = 1;
+              batch.share_stride = shares.stride();
+            }
+            const bool whole = way != Way::kOneByOne && way != Way::kChunks;
+            batch.crew = way == Way::kCrew ? &kCrew : nullptr;
+            batch.count = whole ? x.rows : 1;
+            for (size_t r = 0; r < (whole ? 1 : x.rows); ++r) {
+              Chunked chunks;
+              chunks.operand(x.at(r, 0), kItemSize[type]);
+              chunks.operand(grad.at(r, 0), kItemSize[type]);
+              if (shared) {
+                chunks.operand(shares.at(r, 0), kItemSize[type]);
+                batch.shares = shares.at(r, 0);
+                batch.weight_sum = &sums[r];
+                batch.weight_sum_lo = &sums_lo[r];
+              } else {
+                chunks.operand(reinterpret_cast<unsigned char*>(weight.data()), sizeof(double));
+              }
+              batch.x = x.at(r, 0);
+              batch.grad = with_grad ? grad.at(r, 0) : nullptr;
+              batch.targets = &targets[r];
+              batch.coef = weighted ? &coef[r] : nullptr;
+              batch.loss = &loss[r];
+              batch.chunked = way == Way::kChunks ? chunks.io() : nullptr;
+              (way == Way::kColumns ? columns : rows)(batch);
+            }
+            Fnv1a hash;
+            grad.hash_into(&hash);
+            hash.add_doubles(loss);
+            return hash.value();
+          },
+          options < 2 || options == 5);
     }
   }
 
