@@ -254,9 +254,12 @@ class RowCrew {
  public:
   RowCrew(const Plan& plan, Mode mode, const View& view)
       : crew_{&RowCrew::each, this}, cost_(cost_of(plan.classes, view)) {
+    constexpr size_t kLeast =
+        327680;  // what is worth waking threads for (measured: bench/NOTES.md)
     const auto threads = static_cast<size_t>(get_num_threads());
     wanted_ = mode == Mode::kRows && item_size(view.dtype) > 2 && plan.classes > kOneStripe &&
-              threads > 1 && plan.samples < 4 * threads && plan.samples % threads != 0;
+              cost_ >= kLeast && threads > 1 && plan.samples < 4 * threads &&
+              plan.samples % threads != 0;
   }
   RowCrew(const RowCrew&) = delete;
   RowCrew& operator=(const RowCrew&) = delete;

@@ -20,6 +20,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
 namespace softlane {
 namespace {
@@ -33,10 +36,20 @@ constexpr size_t kAwakeGrain = 131072, kAsleepGrain = 2 * kAwakeGrain, kPiece = 
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kLook{50};
+// `apart`: none of those that work on it has this thread's processor. Then that is kept: Linux gives it, once yielded,
+// to another library's thread that only waits, for milliseconds (measured: bench/NOTES.md).
 template <class F>
-void look_for(F found) {
+void look_for(bool apart, F found) {
   const Clock::time_point begin = Clock::now();
-  while (!found() && Clock::now() - begin < kLook) std::this_thread::yield();
+  while (!found() && Clock::now() - begin < kLook) {
+    if (!apart) {
+      std::this_thread::yield();
+    } else {
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
 }
 
 int from_environment(const char* name) {
@@ -148,7 +161,7 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = 0;  // whoever has not started by now is not needed
     }
-    look_for([this] { return running_ == 0; });
+    look_for(apart_, [this] { return running_ == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return running_ == 0; });
     loop_ = nullptr;
@@ -177,17 +190,19 @@ class Pool {
     const int processor = sched_getcpu();
     if (processor == caller_ || processor < 0) return;
     caller_ = processor;
+    apart_ = false;
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof(set), &set) != 0) return;
     CPU_CLR(static_cast<size_t>(processor), &set);
     if (CPU_COUNT(&set) == 0) return;
     for (pthread_t worker : handles_) pthread_setaffinity_np(worker, sizeof(set), &set);
+    apart_ = CPU_COUNT(&set) >= workers_;
 #endif
   }
 
   void work(size_t index) {
     for (;;) {
-      look_for([this] { return wanted_ > 0; });
+      look_for(apart_, [this] { return wanted_ > 0; });
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return wanted_ > 0; });
       --wanted_;
@@ -207,7 +222,8 @@ class Pool {
   std::atomic<int> wanted_{0}, running_{0};
   int workers_ = 0;
   std::vector<std::thread::native_handle_type> handles_;
-  int caller_ = -1;  // the processor that the workers keep off
+  int caller_ = -1;                 // the processor that the workers keep off
+  std::atomic<bool> apart_{false};  // there is one for each of them beside it
 };
 
 std::atomic<Pool*> pool{nullptr};

@@ -684,7 +684,7 @@ LONG_CALLS: dict[str, Callable[[Array, int], list[Array]]] = {
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=dtype_id)
-@pytest.mark.parametrize("n", [245_760, 245_761, 1_966_081])
+@pytest.mark.parametrize("n", [245_760, 245_761, 330_007, 1_966_081])
 def test_threads_that_share_a_row(fused_isa: str, dtype: DType, n: int) -> None:
     """Rows of one stripe and of several against one thread, columns and steps of 2."""
     rng = rng_for("stripes", n)

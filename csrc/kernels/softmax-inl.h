@@ -22,7 +22,7 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 
 inline size_t Min(size_t a, size_t b) { return a < b ? a : b; }
 
-// Whether long rows and columns of T have stripes; half types and generic lanes do without, for the size of the library.
+// Whether long rows and columns of T have stripes; half types and generic lanes do without, for the library's size.
 template <class T>
 constexpr bool kHasStripes =
     SOFTLANE_BACKEND != SOFTLANE_IS_generic && sizeof(T) == sizeof(typename Vec<T>::Scalar);

@@ -323,7 +323,7 @@ class Runner {
     std::vector<size_t> every = lengths(!scale_.unit);
     if (has_long && scale_.unit && kItemSize[type] > 2) every.push_back(kLong);
     for (size_t n : every) {
-      if (n == kLong) ways.push_back(Way::kCrew);
+      if (n == kLong) std::replace(ways.begin(), ways.end(), Way::kOneByOne, Way::kCrew);
       const uint64_t first = call(n, ways[0]);
       for (size_t w = 1; w < ways.size(); ++w) {
         if (call(n, ways[w]) == first) continue;
@@ -474,7 +474,7 @@ class Runner {
             hash.add_doubles(loss);
             return hash.value();
           },
-          options < 2 || options == 5);
+          options == 1);
     }
   }
 
