@@ -20,16 +20,22 @@ inline void ForPairs(const BackwardBatch& b, size_t row, bool writes, F f) {
   }
 }
 // Calls f(g, y) for the vectors of a row, and end_block() after each whole block; beyond its end g is 0 and y is
-// `fill`.
+// `fill`. If `ahead` is not 0 the caches are asked for the row that is so many on.
 template <class T, class F, class End>
-SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
+SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row, size_t ahead,
                                     typename Vec<T>::Scalar fill, F f, End end_block) {
   using V = Vec<T>;
   ForPairs<T>(b, row, false, [&](const T* g, const T* y, T*, size_t count) SOFTLANE_LAMBDA {
+    const T* const next_g = Step<const T>(g, ahead, b.grad_stride);
+    const T* const next_y = Step<const T>(y, ahead, b.y_stride);
     size_t i = 0;
     while (i + V::kLanes <= count) {
       const size_t last = Min(count, i + kBlock) - V::kLanes;
       for (; i <= last; i += V::kLanes) {
+        if (ahead != 0) {
+          SOFTLANE_PREFETCH(next_g + i);
+          SOFTLANE_PREFETCH(next_y + i);
+        }
         f(InRegister(V::Load(g + i)), InRegister(V::Load(y + i)));
       }
       if (i % kBlock == 0) end_block();
@@ -42,7 +48,7 @@ SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
 template <class T, class F>
 SOFTLANE_INLINE void ForPairVectors(const BackwardBatch& b, size_t row,
                                     typename Vec<T>::Scalar fill, F f) {
-  ForPairVectors<T>(b, row, fill, f, [] {});
+  ForPairVectors<T>(b, row, 0, fill, f, [] {});
 }
 // out = f(g, y) for all elements of a row; from kLinesFrom vectors on, results begin at cache lines.
 template <class T, size_t kLinesFrom = SIZE_MAX, class F>
@@ -580,6 +586,14 @@ inline size_t PairBlock(const BackwardBatch& b) {
   return fit < 1 ? 1 : Min(fit, V::kLanes);
 }
 
+// How many rows on the one lies that is fetched while a row is summed: in the next block, if rows are short; else, and
+// for half types, 0 (measured: bench/NOTES.md).
+template <class T>
+inline size_t PairsAhead(const BackwardBatch& b, size_t block) {
+  constexpr size_t kBytes = 8192;
+  return sizeof(T) > 2 && b.chunked == nullptr && b.n * sizeof(T) <= kBytes ? block : 0;
+}
+
 template <class T>
 void SoftmaxBackwardRows(const BackwardBatch& b) {
   using V = Vec<T>;
@@ -588,7 +602,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
     return;
   }
   using W = Wide<V>;
-  const size_t block = PairBlock<V>(b);
+  const size_t block = PairBlock<V>(b), ahead = PairsAhead<T>(b, block);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
     V least = V::Set(kNoLeast<T>);
@@ -598,7 +612,7 @@ void SoftmaxBackwardRows(const BackwardBatch& b) {
       for (size_t r = 0; r < rows; ++r) {
         Sum dot;
         ForPairVectors<T>(
-            b, first + r, kNoLeast<T>,
+            b, first + r, ahead, kNoLeast<T>,
             [&](V g, V y) SOFTLANE_LAMBDA {
               AddDot(g, y, dot);
               KeepLeast<T>(y, least);
@@ -829,7 +843,7 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
     ForPairTiles<T>(b, [&](auto g, auto y, auto out) { LogSoftmaxBackwardPanel(b, g, y, out); });
     return;
   }
-  const size_t block = PairBlock<V>(b);
+  const size_t block = PairBlock<V>(b), ahead = PairsAhead<T>(b, block);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t rows = Min(block, b.count - first);
     decltype(WholeSum<V>().Lanes()) lanes[V::kLanes];
@@ -838,8 +852,9 @@ void LogSoftmaxBackwardRows(const BackwardBatch& b) {
       GradTotals<V> totals;
       WholeSum<V> sum;
       constexpr auto kLeast = static_cast<typename V::Scalar>(-kInf);
-      ForPairVectors<T>(b, first + r, kLeast,
-                        [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); });
+      ForPairVectors<T>(
+          b, first + r, ahead, kLeast, [&](V g, V y) SOFTLANE_LAMBDA { totals.Add(g, y, sum); },
+          [] {});
       lanes[r] = sum.Lanes();
       largest[r] = totals.largest;
       top[r] = totals.top;

@@ -948,8 +948,8 @@ void CrossEntropyRows(const LossBatch& b) {
   // Statistics and smoothing need all logits again.
   const bool keeps = b.grad != nullptr && b.stats == nullptr && !terms.smooth;
   ExpBuffer<T> buffer;
-  const size_t bytes = b.grad == nullptr ? kSumBytes : kGradBytes;
-  ForRowBlocks<T>(b, bytes, [&](RowBlock<T>& rows, size_t first) {
+  const CacheUse& use = b.grad == nullptr ? kForSums : kForGrads;
+  ForRowBlocks<T>(b, use, [&](RowBlock<T>& rows, size_t first) {
     using W = Wide<V>;
     using Scalar = typename V::Scalar;
     typename RowBlock<T>::Rows live = 0;

@@ -825,6 +825,20 @@ struct ExpBuffer {
   }
 };
 
+// How many bytes of rows, and of their results, are worked on at a time; and up to how many bytes a row is fetched while
+// the one before it is summed, beyond which it would not stay. Results are quicker written if what a sweep reads and
+// writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2 cache; a loss
+// with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
+struct CacheUse {
+  size_t block, fetched;
+};
+constexpr bool kLongVectors = SOFTLANE_BACKEND == SOFTLANE_IS_avx512;
+constexpr CacheUse kForResults{32768, 7 << 17}, kForSums{kLongVectors ? 65536 : 196608, 1 << 20},
+    kForGrads{kLongVectors ? 49152 : 196608, 7 << 17};
+// Up to how many bytes of results of T their place is asked for during the sums.
+template <class T>
+constexpr size_t kWrittenSoon = kLongVectors && sizeof(T) > 2 ? 98304 : 786432;
+
 // Some rows at a time, whose maxima, sums and logarithms are then worked out together, one row a lane:
 // alone each would wait for the long chain of its own (measured: bench/NOTES.md).
 template <class T>
@@ -850,18 +864,17 @@ struct RowBlock {
 
   // Rows [first, first + count) of `all`.
   RowBlock(const void* base, ptrdiff_t stride, size_t first, size_t count, size_t all,
-           size_t length, const ChunkIo* chunked, const Crew* all_hands, const Scale& scale)
+           size_t length, const ChunkIo* chunked, const Crew* all_hands, const Scale& scale,
+           size_t fetched)
       : rows(count),
         n(length),
         io(chunked),
         crew(kHasStripes<T> ? all_hands : nullptr),
         stride_(stride) {
     if (is_striped_) stripes_ = LongSum<V>();
-    // The rows of the next block are fetched while those of this one are summed, unless they would not stay
-    // (measured: bench/NOTES.md).
-    constexpr size_t kSoon = size_t{1} << 18, kStays = size_t{1} << 20;
+    constexpr size_t kSoon = size_t{1} << 18;
     const size_t bytes = n * sizeof(T);
-    const bool fetches = io == nullptr && bytes <= kStays && n <= kOneStripe;
+    const bool fetches = io == nullptr && bytes <= fetched && !is_striped_;
     next_rows_ = fetches ? Min(rows, all - first - rows) : 0;
     is_soon_ = bytes <= kSoon;
     V maxima[kRows], minima[kRows];
@@ -1075,20 +1088,14 @@ Factor<V> FactorOfRow(const Factor<V>& f, size_t r) {
           PerRow(f.small).All(r)};
 }
 
-// How many bytes of rows, and of their results, are worked on at a time. Results are quicker written if what a sweep
-// reads and writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2
-// cache; a loss with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
-constexpr size_t kResultBytes = 32768;
-constexpr size_t kSumBytes = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 65536 : 196608;
-constexpr size_t kGradBytes = SOFTLANE_BACKEND == SOFTLANE_IS_avx512 ? 49152 : kSumBytes;
-
-// Calls f(block, first row) for all rows of a batch of T, so many bytes of them and their results at a time.
+// Calls f(block, first row) for all rows of a batch of T.
 template <class T, class B, class F>
-inline void ForRowBlocks(const B& b, size_t bytes, F f) {
-  const size_t block = RowBlock<T>::Count(b.n, b.chunked, bytes);
+inline void ForRowBlocks(const B& b, const CacheUse& use, F f) {
+  const size_t block = RowBlock<T>::Count(b.n, b.chunked, use.block);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t here = Min(block, b.count - first);
-    RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.crew, b.scale);
+    RowBlock<T> rows(b.x, b.x_stride, first, here, b.count, b.n, b.chunked, b.crew, b.scale,
+                     use.fetched);
     f(rows, first);
   }
 }
@@ -2136,7 +2143,7 @@ void SoftmaxRows(const Batch& b) {
     return;
   }
   ExpBuffer<T> buffer;
-  ForRowBlocks<T>(b, kResultBytes, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kForResults, [&](RowBlock<T>& rows, size_t first) {
     using W = Wide<V>;
     const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
     const auto kept = buffer.Rows(out, rows.rows, b.n, b.chunked, b.scratch);
@@ -2169,9 +2176,10 @@ void LogSoftmaxRows(const Batch& b) {
                 [&](size_t, auto panel, auto out) { LogSoftmaxPanel(b, panel, out); });
     return;
   }
-  ForRowBlocks<T>(b, kResultBytes, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kForResults, [&](RowBlock<T>& rows, size_t first) {
     const RowsAt<T> out{Step<T>(b.out, first, b.out_stride), b.out_stride};
-    rows.template SumRows<true>({}, out, rows.All());
+    const bool is_soon = b.n * sizeof(T) <= kWrittenSoon<T>;
+    rows.template SumRows<true>({}, is_soon ? out : RowsAt<T>(), rows.All());
     const auto stats = rows.Statistics();
     const auto log_sum = SplitFor<V>(stats.LogSum());
     V* tag = nullptr;
@@ -2199,7 +2207,7 @@ void LogSumExpRows(const Batch& b) {
     return;
   }
   double* out = static_cast<double*>(b.out);
-  ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kForSums, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
     const auto stats = rows.Statistics();
     StoreN(LogSumExpOf(stats.max, stats.LogSum()), out + first, static_cast<int>(rows.rows));
@@ -2219,7 +2227,7 @@ inline void ExpSumRows(const Batch& b) {
   using T = double;
   using Format = ExpFormat<T>;
   auto* out = static_cast<ExpSumState*>(b.out);
-  ForRowBlocks<T>(b, kSumBytes, [&](RowBlock<T>& rows, size_t first) {
+  ForRowBlocks<T>(b, kForSums, [&](RowBlock<T>& rows, size_t first) {
     rows.template SumRows<true>({}, {}, rows.All());
     auto stats = rows.Statistics();
     // Without 33/32, and the maximum's exp sharp: of a maximum near 0 it has a small logarithm.
