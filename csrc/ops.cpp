@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -249,17 +250,22 @@ size_t cost_of(size_t classes, const View& view) {
   return (classes + kOverhead) * (item_size(view.dtype) == 8 ? 2 : 1);
 }
 
-// Long rows of float and double that are too few for all threads are worked on by all, one after the other.
+// Long rows of float and double that are too few for the threads are worked on by several, one row after the other.
 class RowCrew {
  public:
-  RowCrew(const Plan& plan, Mode mode, const View& view)
+  // `divides_all`: there is no sweep that one thread does for all.
+  RowCrew(const Plan& plan, Mode mode, const View& view, bool divides_all = true)
       : crew_{&RowCrew::each, this}, cost_(cost_of(plan.classes, view)) {
-    constexpr size_t kLeast =
-        327680;  // what is worth waking threads for (measured: bench/NOTES.md)
+    constexpr size_t kLeast = 327680;  // is worth waking threads for (measured: bench/NOTES.md)
+    if (mode != Mode::kRows || item_size(view.dtype) == 2 || plan.classes <= kOneStripe ||
+        cost_ < kLeast || !(divides_all || plan.samples == 1) || !active_table().has_crews) {
+      return;
+    }
+    // In the time of one row a thread does one, a crew as many as it has threads.
     const auto threads = static_cast<size_t>(get_num_threads());
-    wanted_ = mode == Mode::kRows && item_size(view.dtype) > 2 && plan.classes > kOneStripe &&
-              cost_ >= kLeast && threads > 1 && plan.samples < 4 * threads &&
-              plan.samples % threads != 0;
+    const size_t crew = std::min({threads, cost_ / kThreadGrain, kMostStripes});
+    const size_t apart = (plan.samples + threads - 1) / threads;
+    wanted_ = static_cast<double>(plan.samples) < 0.9 * static_cast<double>(apart * crew);
   }
   RowCrew(const RowCrew&) = delete;
   RowCrew& operator=(const RowCrew&) = delete;
@@ -267,15 +273,16 @@ class RowCrew {
   const Crew* get() const { return wanted_ ? &crew_ : nullptr; }
 
  private:
-  static void each(void* context, size_t count, void (*piece)(void* state, size_t i), void* state) {
+  static void each(void* context, size_t count, Crew::Piece piece, void* state) noexcept {
     const size_t cost = static_cast<const RowCrew*>(context)->cost_ / count;
-    parallel_for(count, cost, count, [=](size_t begin, size_t end) {
+    const auto pieces = [=](size_t begin, size_t end) {
       for (size_t i = begin; i < end; ++i) piece(state, i);
-    });
+    };
+    parallel_for(count, cost, count, std::ref(pieces));
   }
   Crew crew_;
   size_t cost_;
-  bool wanted_;
+  bool wanted_ = false;
 };
 
 // Calls body(begin, end) over samples, which lie, or are written, like those of `view`; if a crew works on them, once.
@@ -833,7 +840,7 @@ class CrossEntropy {
     const size_t together = (by.unit + block - 1) / block * block;
     const size_t pieces = (plan_.samples + together - 1) / together;
     const size_t cost = together * cost_of(classes_, a_.logits);
-    const RowCrew crew(plan_, mode, a_.logits);
+    const RowCrew crew(plan_, mode, a_.logits, !special && !given_);
     const auto body = [&](size_t first, size_t last) {
       const size_t end = std::min(plan_.samples, last * together);
       size_t at = first * together;

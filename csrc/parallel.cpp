@@ -29,26 +29,28 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// A loop has as many threads as it costs multiples, begun ones too, of what is worth one that is awake, or worth waking
-// one: in elements of a long row of floats, 0.3 ns each (measured: bench/NOTES.md). Pieces cost about kPiece or more.
-constexpr size_t kAwakeGrain = 131072, kAsleepGrain = 2 * kAwakeGrain, kPiece = 8192;
+// A loop has as many threads as it costs multiples, begun ones too, of what is worth one that is awake (kThreadGrain:
+// 0.04 ms) or worth waking one. Pieces cost about kPiece or more.
+constexpr size_t kAsleepGrain = 2 * kThreadGrain, kPiece = 8192;
 
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kLook{50};
-// `apart`: none of those that work on it has this thread's processor. Then that is kept: Linux gives it, once yielded,
-// to another library's thread that only waits, for milliseconds (measured: bench/NOTES.md).
-template <class F>
-void look_for(bool apart, F found) {
+// Where keeps() says that no thread that works on it needs this processor that is kept: Linux gives it, once yielded, to
+// another library's thread that only waits, for milliseconds (measured: bench/NOTES.md).
+template <class F, class K>
+void look_for(F found, K keeps) {
   const Clock::time_point begin = Clock::now();
   while (!found() && Clock::now() - begin < kLook) {
-    if (!apart) {
+    if (!keeps()) {
       std::this_thread::yield();
-    } else {
-#if defined(__x86_64__)
-      _mm_pause();
-#endif
+      continue;
     }
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+    __asm__ volatile("isb");
+#endif
   }
 }
 
@@ -161,7 +163,7 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = 0;  // whoever has not started by now is not needed
     }
-    look_for(apart_, [this] { return running_ == 0; });
+    look_for([this] { return running_ == 0; }, [this] { return apart_ && processor() == caller_; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return running_ == 0; });
     loop_ = nullptr;
@@ -183,17 +185,24 @@ class Pool {
     }
   }
 
+  static int processor() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
   // Keeps the workers off the caller's processor: Linux may wake them there again and again, where they
   // wait for the caller while others idle (measured: bench/NOTES.md).
   void place() {
 #if defined(__linux__)
-    const int processor = sched_getcpu();
-    if (processor == caller_ || processor < 0) return;
-    caller_ = processor;
+    const int here = processor();
+    if (here == caller_ || here < 0) return;
+    caller_ = here;
     apart_ = false;
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof(set), &set) != 0) return;
-    CPU_CLR(static_cast<size_t>(processor), &set);
+    CPU_CLR(static_cast<size_t>(here), &set);
     if (CPU_COUNT(&set) == 0) return;
     for (pthread_t worker : handles_) pthread_setaffinity_np(worker, sizeof(set), &set);
     apart_ = CPU_COUNT(&set) >= workers_;
@@ -202,7 +211,7 @@ class Pool {
 
   void work(size_t index) {
     for (;;) {
-      look_for(apart_, [this] { return wanted_ > 0; });
+      look_for([this] { return wanted_ > 0; }, [this] { return apart_ && processor() != caller_; });
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return wanted_ > 0; });
       --wanted_;
@@ -222,12 +231,15 @@ class Pool {
   std::atomic<int> wanted_{0}, running_{0};
   int workers_ = 0;
   std::vector<std::thread::native_handle_type> handles_;
-  int caller_ = -1;                 // the processor that the workers keep off
-  std::atomic<bool> apart_{false};  // there is one for each of them beside it
+  std::atomic<int> caller_{-1};     // the processor that the workers keep off
+  std::atomic<bool> apart_{false};  // the process had one for each of them beside it then
 };
 
 std::atomic<Pool*> pool{nullptr};
-std::atomic<bool> busy{false};
+std::atomic<bool> busy{false};  // a loop has the pool
+struct Release {
+  ~Release() { busy = false; }
+};
 // Loops that follow each other soon: what they cost together, and when the last one ended. After kSeries, or after a
 // loop with workers, it is worth having one awake. A guess: other threads' loops may come between.
 constexpr size_t kSeries = 2 * kAsleepGrain;
@@ -267,7 +279,7 @@ void parallel_for(size_t n, size_t cost, size_t most,
   if (n == 0) return;
   most = std::min({n, most, static_cast<size_t>(get_num_threads())});
   cost = std::max<size_t>(cost, 1);
-  if (most <= 1 || n <= kAwakeGrain / cost || inside) {
+  if (most <= 1 || n <= kThreadGrain / cost || inside) {
     body(0, n);
     return;
   }
@@ -277,7 +289,7 @@ void parallel_for(size_t n, size_t cost, size_t most,
     series = costs;
     last_end = Clock::now().time_since_epoch().count();
   };
-  const size_t grain = std::max<size_t>(1, (before < kSeries ? kAsleepGrain : kAwakeGrain) / cost);
+  const size_t grain = std::max<size_t>(1, (before < kSeries ? kAsleepGrain : kThreadGrain) / cost);
   const size_t threads = std::min(most, (n + grain - 1) / grain);
   if (threads <= 1 || busy.exchange(true)) {
     body(0, n);
@@ -289,6 +301,7 @@ void parallel_for(size_t n, size_t cost, size_t most,
   std::exception_ptr error;
   bool ran = false;
   try {
+    const Release release;
     Loop loop(n, piece, threads, body);
     Pool* current = pool.load();
     if (current == nullptr) pool.store(current = new Pool);
@@ -296,9 +309,8 @@ void parallel_for(size_t n, size_t cost, size_t most,
     error = loop.error;
     ran = true;
   } catch (const std::bad_alloc&) {
-    // No memory for a loop or its threads, of which none has begun: the caller will do.
+    // No memory for the loop, or for new threads, and nothing of it has begun: the caller will do.
   }
-  busy.store(false);
   if (!ran) body(0, n);
   end(kSeries);
   if (error) std::rethrow_exception(error);

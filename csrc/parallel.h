@@ -13,6 +13,9 @@ void set_num_threads(int n);
 // The limit of the calling thread (0: none); returns the one before.
 int set_thread_limit(int n);
 
+// What is worth a thread that is awake, in elements of a long row of floats (measured: bench/NOTES.md).
+constexpr size_t kThreadGrain = 131072;
+
 // Calls body(begin, end) for pieces that make up [0, n), each index of which costs as much as `cost` elements of a long
 // row of floats: from up to `most` threads if that is enough for them (where a loop has just ended the workers are
 // awake, and less is enough). A piece costs some 8192 at least. A nested call, one made while another thread's

@@ -676,6 +676,20 @@ LONG_CALLS: dict[str, Callable[[Array, int], list[Array]]] = {
             x, np.full(x.shape[1 - axis], 7), axis, reduction="sum", label_smoothing=0.1
         )[1]
     ],
+    "cross_entropy in place": lambda x, axis: [
+        softlane.cross_entropy_with_grad(
+            c := x.copy(),
+            np.where(np.take(x, 0, axis) < 0, -100, 7),
+            axis,
+            reduction="sum",
+            weight=np.arange(x.shape[axis]) % 5 + 0.5,
+            z_loss=1e-3,
+            grad_out=c,
+        )[1]
+    ],
+    "cross_entropy of probabilities": lambda x, axis: [
+        softlane.cross_entropy_with_grad(x, np.abs(x) / 1e6, axis, reduction="sum")[1]
+    ],
     "logsumexp": lambda x, axis: [softlane.logsumexp(x, axis)],
     "loss": lambda x, axis: [
         softlane.cross_entropy(x, np.full(x.shape[1 - axis], 7), axis, reduction="none")
@@ -691,9 +705,11 @@ def test_threads_that_share_a_row(fused_isa: str, dtype: DType, n: int) -> None:
     x = to_dtype(np.array([[0.01], [3], [80]]) * rng.standard_normal((3, n)), dtype)
     x[:, [7, n // 2, n - 1]] = x.max(axis=1)[:, np.newaxis]  # a maximum in several stripes
     x[1, n // 3] = -np.inf
+    names = list(LONG_CALLS)[:: 1 if n == 330_007 else 2]
     apart = np.zeros((3, 2 * n), dtype)[:, ::2]
     apart[...] = x
-    for name, call in LONG_CALLS.items():
+    for name in names:
+        call = LONG_CALLS[name]
         with threads(1):
             expected = call(x, 1)
             assert_rows(call(apart, 1), expected, f"{name}, steps of 2")

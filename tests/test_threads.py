@@ -200,6 +200,42 @@ def test_a_thread_that_ends_leaves_the_pool_usable() -> None:
             assert_same_bits(softlane.softmax(x), expected)
 
 
+WORKERS = """
+import os, sys
+import numpy as np
+import softlane
+x = np.zeros(tuple(map(int, sys.argv[1:])), np.float32)
+before = len(os.listdir("/proc/self/task"))
+softlane.softmax(x, out=x)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="this system does not list threads"
+)
+@pytest.mark.parametrize(
+    ("rows", "classes", "workers"),
+    [
+        (1, 330_000, 2),  # a row that is shared by as many threads as it is worth
+        (1, 3_000_000, 7),
+        (3, 2_000_000, 7),  # three rows by eight threads each, in less time than one by one
+        (7, 330_000, 6),  # a thread for each row is quicker than two for one after the other
+        (8, 330_000, 7),
+        (1, 240_000, 0),
+    ],
+)
+def test_long_rows_have_the_threads_that_they_are_worth(
+    isa: str, rows: int, classes: int, workers: int
+) -> None:
+    if isa == "generic" and rows < 7:  # it has no stripes, so a thread for each row
+        workers = rows - 1
+    printed = output_of(
+        WORKERS, str(rows), str(classes), SOFTLANE_NUM_THREADS="8", SOFTLANE_ISA=isa
+    )
+    assert int(printed) == workers
+
+
 def test_calls_at_interpreter_exit() -> None:
     code = (
         "import atexit, numpy as np, softlane; x = np.ones((2000, 500)); softlane.set_num_threads(3)\n"

@@ -49,6 +49,7 @@ namespace {
 
 const KernelTable kTable = {
     SOFTLANE_NAME(SOFTLANE_ISA),
+    kHasStripes<float>,
     SOFTLANE_STORAGES(SoftmaxRows),
     SOFTLANE_STORAGES(SoftmaxCols),
     SOFTLANE_STORAGES(LogSoftmaxRows),

@@ -569,27 +569,27 @@ SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
     StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
   }
 }
-// Calls f(start, count) for the stripes of a row; a crew, if there is one, does several at a time.
+// Calls f(start, count) for the stripes of a row that is not empty; a crew, if there is one, does several at a time.
 template <class T, class F>
 inline void ForStripes(const Crew* crew, size_t n, F f) {
   if constexpr (!kHasStripes<T>) {
     f(size_t{0}, n);
-    return;
-  }
-  struct Work {
-    F& f;
-    size_t n, stripe;
-  } work{f, n, StripeOf(n)};
-  const auto piece = [](void* state, size_t i) {
-    const Work& of = *static_cast<const Work*>(state);
-    const size_t start = i * of.stripe;
-    of.f(start, Min(of.stripe, of.n - start));
-  };
-  const size_t count = (n + work.stripe - 1) / work.stripe;
-  if (crew != nullptr) {
-    crew->each(crew->context, count, piece, &work);
   } else {
-    for (size_t i = 0; i < count; ++i) piece(&work, i);
+    struct Work {
+      F& f;
+      size_t n, stripe;
+    } work{f, n, StripeOf(n)};
+    const auto piece = [](void* state, size_t i) noexcept {
+      const Work& of = *static_cast<const Work*>(state);
+      const size_t start = i * of.stripe;
+      of.f(start, Min(of.stripe, of.n - start));
+    };
+    const size_t count = (n - 1) / work.stripe + 1;
+    if (crew != nullptr) {
+      crew->each(crew->context, count, piece, &work);
+    } else {
+      for (size_t i = 0; i < count; ++i) piece(&work, i);
+    }
   }
 }
 // The same as MapRow for a row, or for its chunks or stripes; f takes vectors alone.
@@ -649,12 +649,16 @@ SOFTLANE_INLINE Range<V> RangeOf(const T* x, size_t n) {
 }
 template <class T>
 SOFTLANE_RARE Range<Vec<T>> RangeOfStripes(const T* row, size_t n, const Crew* crew) {
-  Range<Vec<T>> ranges[kMostStripes], all;
+  using V = Vec<T>;
+  T max[kMostStripes], min[kMostStripes];
   const size_t stripe = StripeOf(n);
   ForStripes<T>(crew, n, [&](size_t start, size_t count) {
-    ranges[start / stripe] = RangeOf<Vec<T>>(row + start, count);
+    const Range<V> range = RangeOf<V>(row + start, count);
+    max[start / stripe] = MaxLane(range.max);
+    min[start / stripe] = MinLane(range.min);
   });
-  for (const Range<Vec<T>>& range : ranges) all.Add(range);
+  Range<V> all;
+  for (size_t i = 0; i <= (n - 1) / stripe; ++i) all.Add({V::Set(max[i]), V::Set(min[i])});
   return all;
 }
 template <class T>
@@ -1017,34 +1021,52 @@ struct RowBlock {
       Keep(r, row);
     }
   }
-  // The stripes of a row, which is a block of its own, as rows of other blocks.
+  // One stripe of a row of `whole`, to be summed.
+  RowBlock(const RowBlock& whole, size_t start, size_t count)
+      : rows(1),
+        n(count),
+        io(nullptr),
+        crew(nullptr),
+        stride_(0),
+        is_striped_(false),
+        next_rows_(0),
+        is_soon_(false),
+        ordinary_(whole.ordinary_),
+        narrow_(whole.narrow_),
+        k_hi_(whole.k_hi_),
+        k_lo_(whole.k_lo_),
+        exact_(false) {
+    x[0] = whole.x[0] + start;
+    max_[0] = whole.max_[0];
+    shift_[0] = whole.shift_[0];
+    magic_[0] = whole.magic_[0];
+    floor_[0] = whole.floor_[0];
+  }
+  // The sum of a block of one row of several stripes.
   template <bool kSkips>
   SOFTLANE_RARE void SumStripes(RowsAt<Scalar> kept) {
-    struct {
-      LongSum<V> lanes;
-      V parts;
-      double maxima;
-    } sums[kMostStripes];
+    LongSum<V> sums[kMostStripes];
+    double maxima[kMostStripes];
     ForStripes<T>(crew, n, [&](size_t start, size_t count) {
-      RowBlock stripe = *this;
-      stripe.x[0] += start;
-      stripe.n = count;
-      stripe.crew = nullptr;
-      stripe.next_rows_ = 0;
-      stripe.is_striped_ = false;
+      RowBlock stripe(*this, start, count);
       RowsAt<Scalar> to = kept;
       if (to.first != nullptr) to.first += start;
       stripe.template SumRows<kSkips>(to, {}, 1);
-      sums[start / StripeOf(n)] = {stripe.lanes_[0], stripe.parts_[0], stripe.maxima_[0]};
+      const size_t i = start / StripeOf(n);
+      maxima[i] = stripe.maxima_[0];
+      if (start + count < n) {
+        sums[i] = AddPart(stripe.lanes_[0], stripe.parts_[0]);
+      } else {
+        lanes_[0] = stripe.lanes_[0];
+        parts_[0] = stripe.parts_[0];
+      }
     });
     const size_t last = (n - 1) / StripeOf(n);
-    maxima_[0] = sums[last].maxima;
+    maxima_[0] = maxima[last];
     for (size_t i = 0; i < last; ++i) {
-      EndStripe(AddPart(sums[i].lanes, sums[i].parts));
-      maxima_[0] += sums[i].maxima;
+      EndStripe(sums[i]);
+      maxima_[0] += maxima[i];
     }
-    lanes_[0] = sums[last].lanes;
-    parts_[0] = sums[last].parts;
   }
   // Adds a sum that is in order to those of the stripes that have ended.
   SOFTLANE_RARE void EndStripe(LongSum<V> sum) { stripes_ = AddLanes(stripes_, sum); }
@@ -1091,6 +1113,8 @@ Factor<V> FactorOfRow(const Factor<V>& f, size_t r) {
 // Calls f(block, first row) for all rows of a batch of T.
 template <class T, class B, class F>
 inline void ForRowBlocks(const B& b, const CacheUse& use, F f) {
+  static_assert(kForSums.block < 2 * sizeof(typename Vec<T>::Scalar) * kOneStripe,
+                "a row of several stripes is a block");
   const size_t block = RowBlock<T>::Count(b.n, b.chunked, use.block);
   for (size_t first = 0; first < b.count; first += block) {
     const size_t here = Min(block, b.count - first);

@@ -38,9 +38,10 @@ constexpr size_t kStripe = 30720, kMostStripes = 64;
 constexpr size_t kOneStripe = 8 * kStripe;
 
 // Threads that work on one row together: `each` calls piece(state, i) for all i < count, in any order and several at a
-// time. It does not throw.
+// time.
 struct Crew {
-  void (*each)(void* context, size_t count, void (*piece)(void* state, size_t i), void* state);
+  using Piece = void (*)(void* state, size_t i) noexcept;
+  void (*each)(void* context, size_t count, Piece piece, void* state) noexcept;
   void* context;
 };
 
@@ -153,6 +154,7 @@ struct Blend {
 
 struct KernelTable {
   const char* name;
+  bool has_crews;  // else they are ignored
   void (*softmax_rows[kStorages])(const Batch&);
   void (*softmax_cols[kStorages])(const Batch&);
   void (*log_softmax_rows[kStorages])(const Batch&);

@@ -272,7 +272,7 @@ enum class Way { kRows, kOneByOne, kChunks, kColumns, kCrew };
 constexpr const char* kWayNames[] = {"rows", "one by one", "chunks", "columns", "by a crew"};
 
 // A crew that does the last piece first.
-void each_backwards(void*, size_t count, void (*piece)(void* state, size_t i), void* state) {
+void each_backwards(void*, size_t count, softlane::Crew::Piece piece, void* state) noexcept {
   while (count-- > 0) piece(state, count);
 }
 constexpr softlane::Crew kCrew{each_backwards, nullptr};
