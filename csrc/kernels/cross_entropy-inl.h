@@ -59,6 +59,36 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
               b.coef == nullptr};
 }
 
+// Floats' samples, whose numbers are doubles, fill two vectors of these. Where the plain formulas do not serve, one after
+// the other is dealt with: half of the code.
+template <class V, class W>
+constexpr bool kHasHalves = Stats<V, W>::kFloat && sizeof(W) != sizeof(F64);
+SOFTLANE_INLINE F64 HalfOf(D16 x, bool second) { return second ? x.b : x.a; }
+SOFTLANE_INLINE Double2<F64> HalfOf(Double2<D16> x, bool second) {
+  return {HalfOf(x.hi, second), HalfOf(x.lo, second)};
+}
+template <class V>
+inline Sample<V, F64> HalfOf(const Sample<V, D16>& s, bool second) {
+  const auto half = [=](auto x) { return HalfOf(x, second); };
+  return {{half(s.stats.max), half(s.stats.others), half(s.stats.top)},
+          half(s.target),
+          half(s.gap),
+          half(s.weight),
+          half(s.weight_sum),
+          half(s.coef)};
+}
+inline LossTerms<F64> HalfOf(const LossTerms<D16>& t) {
+  const auto half = [](auto x) { return HalfOf(x, false); };
+  return {half(t.inverse_temperature),
+          half(t.keep),
+          half(t.spread),
+          half(t.divisor),
+          t.smooth,
+          half(t.z_loss),
+          half(t.offset),
+          t.plain};
+}
+
 // log Σ exp(x/T), infinite only with the logits.
 template <class V, class W>
 inline Double2<W> SampleLogSumExp(const Stats<V, W>& stats, const Double2<W>& log_sum,
@@ -79,6 +109,12 @@ SOFTLANE_CALL W SampleLoss(const Sample<V, W>& s, const LossTerms<W>& terms) {
   if constexpr (Stats<V, W>::kFloat) {
     // The difference is rounded at 2^-53 of it, or infinite.
     if (terms.plain) return Add(Sub(s.stats.max, s.target), s.stats.LogSum().hi);
+  }
+  if constexpr (kHasHalves<V, W>) {
+    const LossTerms<F64> half_terms = HalfOf(terms);
+    F64 loss[2];
+    for (int i = 0; i < 2; ++i) loss[i] = SampleLoss(HalfOf(s, i == 1), half_terms);
+    return {loss[0], loss[1]};
   }
   const auto huge =
       Or(Or(Lt(far, Abs(s.stats.max)), Lt(far, Abs(s.target))), Lt(far, Abs(s.gap.hi)));
@@ -149,6 +185,20 @@ SOFTLANE_CALL GradTerms<W> SampleGrad(const Sample<V, W>& s, Double2<W> target_e
   const bool more = terms.smooth || penalised;
   if constexpr (Stats<V, W>::kFloat) {
     if (!more) return PlainSampleGrad(s, target_exp.hi, terms);
+  }
+  if constexpr (kHasHalves<V, W>) {
+    const LossTerms<F64> half_terms = HalfOf(terms);
+    GradTerms<F64> half[2];
+    for (int i = 0; i < 2; ++i) {
+      half[i] = SampleGrad(HalfOf(s, i == 1), HalfOf(target_exp, i == 1), half_terms);
+    }
+    const auto both = [](Double2<F64> a, Double2<F64> b) {
+      return Double2<W>{{a.hi, b.hi}, {a.lo, b.lo}};
+    };
+    return {both(half[0].prob, half[1].prob),
+            both(half[0].sum, half[1].sum),
+            both(half[0].share, half[1].share),
+            {half[0].at_target, half[1].at_target}};
   }
   const Double2<W> total = s.stats.Sum();
   const Double2<W> coef = Mul(Div(ToDouble2(s.coef), terms.divisor), terms.inverse_temperature);
@@ -557,6 +607,16 @@ struct SampleStats {
 template <class V, class W>
 SOFTLANE_CALL SampleStats<W> MakeSampleStats(const Sample<V, W>& s, const LossTerms<W>& terms,
                                              Double2<W> spread) {
+  if constexpr (kHasHalves<V, W>) {
+    const LossTerms<F64> half_terms = HalfOf(terms);
+    SampleStats<F64> half[2];
+    for (int i = 0; i < 2; ++i) {
+      half[i] = MakeSampleStats(HalfOf(s, i == 1), half_terms, HalfOf(spread, i == 1));
+    }
+    return {{half[0].logsumexp, half[1].logsumexp},
+            {half[0].log_prob, half[1].log_prob},
+            {half[0].entropy, half[1].entropy}};
+  }
   const Double2<W> log_sum = s.stats.LogSum();
   const Double2<W> lse = SampleLogSumExp(s.stats, log_sum, terms);
   const Double2<W> entropy = SafeAdd(Div(spread, s.stats.Sum()), log_sum);

@@ -30,11 +30,22 @@ template <class T>
 inline bool HasStripes(size_t n) {
   return kHasStripes<T> && n > kOneStripe;
 }
-// How many elements the stripes of a row, or column, of n have.
-inline size_t StripeOf(size_t n) {
-  constexpr size_t kUnits = kMostStripes * kStripe;
-  return n <= kOneStripe ? n : (n + kUnits - 1) / kUnits * kStripe;
-}
+// The stripes of a row, or column, of n elements. A rest that is no more than a block belongs to the stripe before.
+struct Stripes {
+  size_t n, length, count;
+  explicit Stripes(size_t all) : n(all), length(all), count(1) {
+    constexpr size_t kUnits = kMostStripes * kStripe;
+    if (n <= kOneStripe) return;
+    length = (n + kUnits - 1) / kUnits * kStripe;
+    count = (n - kBlock - 1) / length + 1;
+  }
+  size_t Start(size_t i) const { return i * length; }
+  size_t Length(size_t i) const { return i + 1 < count ? length : n - Start(i); }
+  // Whether one begins there, but for the first.
+  bool Begins(size_t start) const {
+    return start > 0 && start % length == 0 && start / length < count;
+  }
+};
 
 // Element (or row) `i` of an array with a stride in bytes.
 template <class T>
@@ -139,9 +150,6 @@ SOFTLANE_INLINE Double2<F64> AddTo(Double2<F64> sum, F64 x) {
   const Double2<F64> s = TwoSum(sum.hi, x);
   return {s.hi, Add(sum.lo, s.lo)};
 }
-// The sum that is in order, with a part that is.
-SOFTLANE_INLINE D16 AddPart(D16 sum, F32 part) { return Add(sum, Widen(part)); }
-SOFTLANE_INLINE Double2<F64> AddPart(Double2<F64> sum, F64 part) { return AddTo(sum, part); }
 // What the parts of a row come to, on the coarse grid (see ExpSum) and beside it.
 template <class V>
 struct FoldedParts {
@@ -149,10 +157,10 @@ struct FoldedParts {
 };
 // The sum that is in order, with the parts of the last block.
 SOFTLANE_INLINE Double2<D16> WithParts(D16 sum, FoldedParts<F32> x) {
-  return ToDouble2(AddPart(AddPart(sum, x.coarse), x.part));
+  return ToDouble2(Add(Add(sum, Widen(x.coarse)), Widen(x.part)));
 }
 SOFTLANE_INLINE Double2<F64> WithParts(Double2<F64> sum, FoldedParts<F64> x) {
-  return AddPart(AddPart(sum, x.coarse), x.part);
+  return AddTo(AddTo(sum, x.coarse), x.part);
 }
 
 // The scales of a block: in their own format if that is exact, else floats in double lanes, doubles with their rounding
@@ -569,7 +577,7 @@ SOFTLANE_INLINE void MapRow(const T* x, U* out, size_t n, F f) {
     StoreN(f(i, V::LoadN(x + i, count, 0)), out + i, count);
   }
 }
-// Calls f(start, count) for the stripes of a row that is not empty; a crew, if there is one, does several at a time.
+// Calls f(start, count) for the stripes of a row; a crew, if there is one, does several at a time.
 template <class T, class F>
 inline void ForStripes(const Crew* crew, size_t n, F f) {
   if constexpr (!kHasStripes<T>) {
@@ -577,18 +585,16 @@ inline void ForStripes(const Crew* crew, size_t n, F f) {
   } else {
     struct Work {
       F& f;
-      size_t n, stripe;
-    } work{f, n, StripeOf(n)};
+      Stripes stripes;
+    } work{f, Stripes(n)};
     const auto piece = [](void* state, size_t i) noexcept {
       const Work& of = *static_cast<const Work*>(state);
-      const size_t start = i * of.stripe;
-      of.f(start, Min(of.stripe, of.n - start));
+      of.f(of.stripes.Start(i), of.stripes.Length(i));
     };
-    const size_t count = (n - 1) / work.stripe + 1;
     if (crew != nullptr) {
-      crew->each(crew->context, count, piece, &work);
+      crew->each(crew->context, work.stripes.count, piece, &work);
     } else {
-      for (size_t i = 0; i < count; ++i) piece(&work, i);
+      for (size_t i = 0; i < work.stripes.count; ++i) piece(&work, i);
     }
   }
 }
@@ -651,14 +657,14 @@ template <class T>
 SOFTLANE_RARE Range<Vec<T>> RangeOfStripes(const T* row, size_t n, const Crew* crew) {
   using V = Vec<T>;
   T max[kMostStripes], min[kMostStripes];
-  const size_t stripe = StripeOf(n);
+  const Stripes stripes(n);
   ForStripes<T>(crew, n, [&](size_t start, size_t count) {
     const Range<V> range = RangeOf<V>(row + start, count);
-    max[start / stripe] = MaxLane(range.max);
-    min[start / stripe] = MinLane(range.min);
+    max[start / stripes.length] = MaxLane(range.max);
+    min[start / stripes.length] = MinLane(range.min);
   });
   Range<V> all;
-  for (size_t i = 0; i <= (n - 1) / stripe; ++i) all.Add({V::Set(max[i]), V::Set(min[i])});
+  for (size_t i = 0; i < stripes.count; ++i) all.Add({V::Set(max[i]), V::Set(min[i])});
   return all;
 }
 template <class T>
@@ -875,7 +881,7 @@ struct RowBlock {
         io(chunked),
         crew(kHasStripes<T> ? all_hands : nullptr),
         stride_(stride) {
-    if (is_striped_) stripes_ = LongSum<V>();
+    if (is_striped_) total_ = ToDouble2(W::Set(0));
     constexpr size_t kSoon = size_t{1} << 18;
     const size_t bytes = n * sizeof(T);
     const bool fetches = io == nullptr && bytes <= fetched && !is_striped_;
@@ -947,8 +953,12 @@ struct RowBlock {
     return top;
   }
   Double2<W> Sums() {
-    const FoldedParts<V> parts = FoldParts(parts_, rows, n);
-    if (kHasStripes<T> && is_striped_) lanes_[0] = AddLanes(stripes_, lanes_[0]);
+    if (kHasStripes<T> && is_striped_) return total_;
+    return SumsOf(n);
+  }
+  // The sums of rows, or of stripes, of so many elements.
+  Double2<W> SumsOf(size_t length) {
+    const FoldedParts<V> parts = FoldParts(parts_, rows, length);
     if (exact_) return WithParts(ToLong(Widen(FoldRows<SumOf, V::kLanes>(scales_, rows))), parts);
     return WithParts(FoldRows<SumOf, V::kLanes>(lanes_, rows), parts);
   }
@@ -1010,16 +1020,26 @@ struct RowBlock {
       if (Has(which, r)) {
         Scalar* const to = kept.first == nullptr ? nullptr : kept[r];
         ForChunks(x[r], n, io, 0, [&](const T* p, size_t start, size_t count) {
-          if (start > 0) row.sum.EndBlock();
-          if (kHasStripes<T> && is_striped_ && start > 0 && start % StripeOf(n) == 0) {
-            EndStripe(InOrder(row.sum.before));
-            row.sum.before = LongSum<V>();
+          if (kHasStripes<T> && Stripes(n).Begins(start)) {
+            EndStripe(row, Stripes(n).length);
+          } else if (start > 0) {
+            row.sum.EndBlock();
           }
           SumExp<true, Spread::kAny, kSkips>(p, count, Ahead<T>(), Reference(r), to, row);
         });
       }
-      Keep(r, row);
+      if (kHasStripes<T> && is_striped_) {
+        EndStripe(row, Stripes(n).Length(Stripes(n).count - 1));
+      } else {
+        Keep(r, row);
+      }
     }
+  }
+  // Adds the sum of the stripe that has so many elements to those before it.
+  void EndStripe(RowSum<V, Spread::kAny>& row, size_t length) {
+    Keep(0, row);
+    row.sum = {};
+    total_ = AddLanes(total_, SumsOf(length));
   }
   // One stripe of a row of `whole`, to be summed.
   RowBlock(const RowBlock& whole, size_t start, size_t count)
@@ -1045,36 +1065,28 @@ struct RowBlock {
   // The sum of a block of one row of several stripes.
   template <bool kSkips>
   SOFTLANE_RARE void SumStripes(RowsAt<Scalar> kept) {
-    LongSum<V> sums[kMostStripes];
+    const Stripes stripes(n);
+    Double2<W> sums[kMostStripes];
     double maxima[kMostStripes];
     ForStripes<T>(crew, n, [&](size_t start, size_t count) {
       RowBlock stripe(*this, start, count);
       RowsAt<Scalar> to = kept;
       if (to.first != nullptr) to.first += start;
       stripe.template SumRows<kSkips>(to, {}, 1);
-      const size_t i = start / StripeOf(n);
-      maxima[i] = stripe.maxima_[0];
-      if (start + count < n) {
-        sums[i] = AddPart(stripe.lanes_[0], stripe.parts_[0]);
-      } else {
-        lanes_[0] = stripe.lanes_[0];
-        parts_[0] = stripe.parts_[0];
-      }
+      sums[start / stripes.length] = stripe.SumsOf(count);
+      maxima[start / stripes.length] = stripe.maxima_[0];
     });
-    const size_t last = (n - 1) / StripeOf(n);
-    maxima_[0] = maxima[last];
-    for (size_t i = 0; i < last; ++i) {
-      EndStripe(sums[i]);
+    maxima_[0] = 0;
+    for (size_t i = 0; i < stripes.count; ++i) {
+      total_ = AddLanes(total_, sums[i]);
       maxima_[0] += maxima[i];
     }
   }
-  // Adds a sum that is in order to those of the stripes that have ended.
-  SOFTLANE_RARE void EndStripe(LongSum<V> sum) { stripes_ = AddLanes(stripes_, sum); }
 
   ptrdiff_t stride_;
   bool is_striped_ = HasStripes<T>(n);
-  LongSum<V> stripes_;  // those that have ended, of a row of several
-  size_t next_rows_;    // how many of the next block there are to be fetched
+  Double2<W> total_;  // of a row of several stripes
+  size_t next_rows_;  // how many of the next block there are to be fetched
   bool is_soon_;
   Rows ordinary_, narrow_;  // as Spread has them; without kOrdinary the same
   Scalar k_hi_, k_lo_;
@@ -1138,6 +1150,7 @@ struct Panel {
     const T* p = Step<const T>(x, i, stride);
     return columns == V::kLanes ? V::Load(p) : V::LoadN(p, columns, 0);
   }
+  Panel From(size_t i) const { return {Step<const T>(x, i, stride), stride, columns}; }
   // The same in the first sweep: the next panel's part of the row, which no processor foresees, is asked for.
   SOFTLANE_INLINE V LoadFirst(size_t i) const {
     SOFTLANE_PREFETCH(Step<const char>(x, i, stride) + 2 * V::kLanes * sizeof(T));
@@ -1494,23 +1507,34 @@ struct PanelSum {
   Wide<V> repeats;  // of each
 };
 template <class V>
+SOFTLANE_RARE void AddStripe(PanelSum<V>& all, const PanelSum<V>& next) {
+  all.sum = AddLanes(all.sum, next.sum);
+  all.repeats = Add(Add(all.repeats, next.repeats), Wide<V>::Set(1));
+  all.may_repeat = true;
+}
+// The sum of a panel of T that sum(first row, rows) makes, stripe by stripe of a long one.
+template <class T, class F>
+SOFTLANE_INLINE auto SumOfStripes(size_t n, F sum) {
+  if constexpr (!kHasStripes<T>) {
+    return sum(size_t{0}, n);
+  } else {
+    const Stripes stripes(n);
+    decltype(sum(size_t{0}, n)) all;
+    for (size_t i = 0; i < stripes.count; ++i) {
+      const auto one = sum(stripes.Start(i), stripes.Length(i));
+      if (i == 0) {
+        all = one;
+      } else {
+        AddStripe(all, one);
+      }
+    }
+    return all;
+  }
+}
+template <class V>
 struct PanelLanes {
   LongSum<V> sums[V::kLanes];
-  V parts[V::kLanes];             // of the last block
-  LongSum<V> stripes[V::kLanes];  // those that have ended, of columns of several
-  SOFTLANE_RARE void EndStripe(bool first) {
-    for (size_t lane = 0; lane < V::kLanes; ++lane) {
-      const LongSum<V> sum = AddTo(sums[lane], parts[lane]);
-      stripes[lane] = first ? sum : AddLanes(stripes[lane], sum);
-      sums[lane] = LongSum<V>();
-      parts[lane] = V::Set(0);
-    }
-  }
-  SOFTLANE_RARE void AddStripes() {
-    for (size_t lane = 0; lane < V::kLanes; ++lane) {
-      sums[lane] = AddLanes(stripes[lane], sums[lane]);
-    }
-  }
+  V parts[V::kLanes];  // of the last block
   Double2<Wide<V>> Total(size_t n) { return WithParts(InOrder(sums[0]), FoldParts(parts, n)); }
 };
 // The block of rows from `start` on; after the last one the sum of all lanes is in the first. Returns how many
@@ -1562,7 +1586,6 @@ SOFTLANE_INLINE V SumBlock(const P& panel, size_t n, size_t start, V max,
       }
       lanes.parts[lane] = sum.part;
     }
-    if (end == n && HasStripes<typename P::T>(n)) lanes.AddStripes();
     if (end == n) FoldLanes(lanes.sums, live);
   }
   return below;
@@ -1577,11 +1600,7 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   sums.parts[0] = V::Set(0);
   W before = W::Set(0);  // how many are below the maximum in the blocks before,
   V below = V::Set(0);   // and in this
-  const size_t stripe = StripeOf(n);
   for (size_t start = 0; start < n; start += kBlock) {
-    if (HasStripes<typename P::T>(n) && start > 0 && start % stripe == 0) {
-      sums.EndStripe(start == stripe);
-    }
     before = Add(before, Widen(below));
     below = SumBlock<kSkips, kSpread>(panel, n, start, max, ref, keep, sums);
     if (n <= kBlock) break;
@@ -1594,11 +1613,16 @@ SOFTLANE_INLINE PanelSum<V> PanelSumOf(const P& panel, size_t n, V max,
   return {sums.Total(n), may_repeat, repeats};
 }
 
-template <class P, class V, class Keep>
+template <bool kSkips, class P, class V, class Keep>
 inline PanelSum<V> SumPanel(const P& panel, size_t n, const Range<V>& range,
                             const ExpReference<V>& ref, Keep keep) {
-  return BySpread<typename P::T>(range.min, ref, n, [&](auto spread) SOFTLANE_LAMBDA {
-    return PanelSumOf<true, spread.kSpread>(panel, n, range.max, ref, keep);
+  using T = typename P::T;
+  return SumOfStripes<T>(n, [&](size_t first, size_t rows) SOFTLANE_LAMBDA {
+    return BySpread<T>(range.min, ref, rows, [&](auto spread) SOFTLANE_LAMBDA {
+      const auto keep_stripe = [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { keep(first + i, e); };
+      return PanelSumOf<kSkips, spread.kSpread>(panel.From(first), rows, range.max, ref,
+                                                keep_stripe);
+    });
   });
 }
 // The statistics of a panel.
@@ -1612,7 +1636,7 @@ SOFTLANE_INLINE Stats<V, Wide<V>> StatsOf(const Range<V>& range, const ExpRefere
 template <class P, class V, class Keep>
 SOFTLANE_INLINE Stats<V, Wide<V>> PanelStats(const P& panel, size_t n, const Range<V>& range,
                                              const ExpReference<V>& ref, Keep keep) {
-  return StatsOf(range, ref, SumPanel(panel, n, range, ref, keep));
+  return StatsOf(range, ref, SumPanel<true>(panel, n, range, ref, keep));
 }
 
 // What groups of panels are summed by.
@@ -1635,19 +1659,16 @@ struct GroupReferences {
 // The sums of a group's panels, block by block of each: what is read then lies together, however long the columns.
 // Exps go to `kept`, where that is not null.
 template <bool kSkips, Spread kSpread, class T, class V>
-SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
-                                                size_t n, const GroupReferences<V>& by,
-                                                const OfPanels<typename V::Scalar*>& kept) {
+SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupStripe(const Group<T>& x, const GroupColumns& columns,
+                                                  size_t n, const GroupReferences<V>& by,
+                                                  const OfPanels<typename V::Scalar*>& kept) {
   using W = Wide<V>;
   PanelLanes<V> sums[kGroup];
   W repeats[kGroup];
   for (W& r : repeats) r = W::Set(static_cast<double>(n - 1));
-  const size_t stripe = StripeOf(n);
   for (size_t start = 0; start < n; start += kBlock) {
-    const bool begins = HasStripes<T>(n) && start > 0 && start % stripe == 0;
     for (size_t p = 0; p < kGroup; ++p) {
       if (columns.Own(p) != p) continue;
-      if (begins) sums[p].EndStripe(start == stripe);
       const ExpReference<V> ref = by.refs[p];
       auto* const tile = kept[p];
       const V below = SumBlock<kSkips, kSpread>(
@@ -1667,6 +1688,20 @@ SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupCo
                  : all[own];
   }
   return all;
+}
+
+template <class V>
+SOFTLANE_RARE void AddStripe(OfPanels<PanelSum<V>>& all, const OfPanels<PanelSum<V>>& next) {
+  for (size_t p = 0; p < kGroup; ++p) AddStripe(all.panel[p], next[p]);
+}
+template <bool kSkips, Spread kSpread, class T, class V>
+SOFTLANE_INLINE OfPanels<PanelSum<V>> GroupSums(const Group<T>& x, const GroupColumns& columns,
+                                                size_t n, const GroupReferences<V>& by,
+                                                const OfPanels<typename V::Scalar*>& kept) {
+  static_assert(kMostGrouped < kOneStripe, "exps of several stripes are not kept");
+  return SumOfStripes<T>(n, [&](size_t first, size_t rows) SOFTLANE_LAMBDA {
+    return GroupStripe<kSkips, kSpread>(x.From(first), columns, rows, by, kept);
+  });
 }
 
 // Where the exps of a group's panels are kept, if they are.
@@ -1731,9 +1766,7 @@ template <class P, class V, class T>
 SOFTLANE_INLINE Double2<Wide<V>> SumKept(const P& panel, size_t n, const Range<V>& range,
                                          const ExpReference<V>& ref, const KeptPanel<T>& kept) {
   const auto keep = [&](size_t i, ExpParts<V> e) SOFTLANE_LAMBDA { kept.Store(i, Value(e)); };
-  return BySpread<typename P::T>(range.min, ref, n, [&](auto spread) SOFTLANE_LAMBDA {
-    return PanelSumOf<false, spread.kSpread>(panel, n, range.max, ref, keep).sum;
-  });
+  return SumPanel<false>(panel, n, range, ref, keep).sum;
 }
 template <class P, class Out>
 inline void SoftmaxPanel(const Batch& b, P panel, Out out) {
