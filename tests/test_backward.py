@@ -176,6 +176,27 @@ def test_long_sums_of_equal_products(isa: str, dtype: DType) -> None:
         assert (got == row[0]).all(), width
 
 
+@every_float
+def test_gradients_of_one_class_in_long_rows(isa: str, dtype: DType) -> None:
+    """What a loss gives, and gradients that nearly cancel: float32 sums are not exact enough there at first."""
+    n = 51_000
+    rng = rng_for("one class")
+    y = softlane.log_softmax(to_dtype(3 * rng.standard_normal((4, n)), dtype))
+    g = np.zeros((4, n))
+    g[:, 7] = -1, 1 / 3, -(2.0**-12), 1
+    g[1, 20_000:20_006] = -1 / 18 + 2.0**-9
+    g[3, ::2], g[3, 1::2] = 1 / 64, -1 / 64 - 2.0**-22
+    g = to_dtype(g, dtype)
+    expected = oracle.log_softmax_backward(g, y)
+    got = softlane.log_softmax_backward(g, y)
+    check_ulp(got, expected)
+    columns = softlane.log_softmax_backward(
+        np.repeat(g, 9, 0).T.copy(), np.repeat(y, 9, 0).T.copy(), 0
+    )
+    for r in range(4):
+        assert_same_bits(columns[:, 9 * r], got[r], f"row {r}")
+
+
 def test_unequal_sizes(isa: str) -> None:
     """What is far larger, or far smaller, than the rest of its row takes nothing from it."""
     for g, y in [

@@ -704,12 +704,15 @@ struct LogSoftmaxGrad {
     const auto near = Lt(Abs(total), V::Set(static_cast<Scalar>(1 << kBinades)));
     return IfThenElse(near, V::Set(kNear), UnitReference<V>().floor);
   }
+  static typename W::Mask IsOrdinary(W size) {
+    const auto within = And(Lt(W::Set(kFloat ? 0x1p-30 : 0x1p-400), size),
+                            Lt(size, W::Set(kFloat ? 0x1p38 : 0x1p400)));
+    return Or(within, Eq(size, W::Set(0)));
+  }
   // Samples of log-probabilities whose Σ is exact enough, and what is left of it a normal number: 1, others 0.
   static W Fits(Double2<W> sum, const GradTotals<V>& totals, size_t n, const Scale& scale) {
     const W zero = W::Set(0), size = Abs(sum.hi);
-    auto fits = Or(And(Lt(W::Set(kFloat ? 0x1p-30 : 0x1p-400), size),
-                       Lt(size, W::Set(kFloat ? 0x1p38 : 0x1p400))),
-                   Eq(size, zero));
+    auto fits = IsOrdinary(size);
     if constexpr (kFloat) {
       // n/16 additions a lane and four of lanes, each wrong by 2^-53 of at most n times the largest.
       const double count = static_cast<double>(n);
@@ -735,13 +738,22 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
     sum.Add(ToDouble2(Mul(Widen(g), W::Set(unit))));
     top = Max(Widen(y), top);
   });
+  const Double2<F64> pair = sum.Total();
+  const double total = FirstLane(pair.hi);
+  if constexpr (sizeof(T) == 4) {
+    // Many rows are here for nothing but their Σ, which now is exact: long ones, and those whose gradients nearly cancel.
+    if (b.scale.unit && MaxLane(top) == 0 &&
+        AnyTrue(LogSoftmaxGrad<V>::IsOrdinary(W::Set(total < 0 ? -total : total)))) {
+      const Double2<W> all = {W::Set(total), W::Set(FirstLane(pair.lo))};
+      MapPairs<T>(b, row, LogSoftmaxGrad<V>(Split<V>(all)));
+      return;
+    }
+  }
   // log-probabilities are <= 0; beyond this bound exp overflows whatever it is multiplied by.
   const double limit = 2500;
   const double max = MaxLane(top) < limit ? MaxLane(top) : limit;
   const ExpReference<W> ref = MakeReference(W::Set(max), UnitFactor<W>());
   const double n = Format::kMagic + Format::kBias + Format::kSpare - FirstLane(ref.magic);
-  const Double2<F64> pair = sum.Total();
-  const double total = FirstLane(pair.hi);
   const bool ordinary = total - total == 0 && total != 0;
   const Decomposed<F64> parts = Decompose(F64::Set(ordinary ? total : 1));
   const W mantissa = W::Set(ordinary ? FirstLane(parts.mantissa) : total);
