@@ -172,10 +172,10 @@ bool is_large(const Plan& plan, size_t item) {
 bool fill_group(const Plan& plan, size_t item) {
   return plan.run_length() * item >= 256 || lie_wide(plan);
 }
-// Whether columns of float and double are worked on several panels at a time, which pays if there are enough of them, or
-// they reach far: but for long ones that compete, for which copies are quicker, and for softmax and gradients, which
-// read what they wrote, if neither short nor long, in arrays that lie in caches (measured: bench/NOTES.md). The kernels
-// do not for log_softmax with a temperature.
+// Whether columns of float and double are worked on several panels at a time, which pays if there are enough of
+// them, or they reach far: but for long ones that compete, for which copies are quicker, and for softmax and
+// gradients, which read what they wrote, if neither short nor long, in arrays that lie in caches (measured:
+// bench/NOTES.md). The kernels do not for log_softmax with a temperature.
 bool wants_groups(const Plan& plan, Mode mode, const Compute& compute, bool log) {
   const size_t n = plan.classes, item = item_size(compute.type);
   if (mode != Mode::kCols || item == 2 || (log && !compute.scale.unit)) return false;

@@ -36,8 +36,8 @@ constexpr size_t kAsleepGrain = 2 * kThreadGrain, kPiece = 8192;
 // How long threads look for the next loop, or for the end of one, before they sleep: as long as it takes to wake one.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kLook{50};
-// Where keeps() says that no thread that works on it needs this processor that is kept: Linux gives it, once yielded, to
-// another library's thread that only waits, for milliseconds (measured: bench/NOTES.md).
+// Where keeps() says that no thread that works on it needs this processor that is kept: Linux gives it, once
+// yielded, to another library's thread that only waits, for milliseconds (measured: bench/NOTES.md).
 template <class F, class K>
 void look_for(F found, K keeps) {
   const Clock::time_point begin = Clock::now();

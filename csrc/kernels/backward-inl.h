@@ -741,7 +741,8 @@ SOFTLANE_RARE void LogSoftmaxBackwardRow(const BackwardBatch& b, size_t row) {
   const Double2<F64> pair = sum.Total();
   const double total = FirstLane(pair.hi);
   if constexpr (sizeof(T) == 4) {
-    // Many rows are here for nothing but their Σ, which now is exact: long ones, and those whose gradients nearly cancel.
+    // Many rows are here for nothing but their Σ, which now is exact: long ones, and those whose gradients nearly
+    // cancel.
     if (b.scale.unit && MaxLane(top) == 0 &&
         AnyTrue(LogSoftmaxGrad<V>::IsOrdinary(W::Set(total < 0 ? -total : total)))) {
       const Double2<W> all = {W::Set(total), W::Set(FirstLane(pair.lo))};

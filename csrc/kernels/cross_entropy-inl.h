@@ -59,8 +59,8 @@ SOFTLANE_CALL LossTerms<W> MakeTerms(const LossBatch& b) {
               b.coef == nullptr};
 }
 
-// Floats' samples, whose numbers are doubles, fill two vectors of these. Where the plain formulas do not serve, one after
-// the other is dealt with: half of the code.
+// Floats' samples, whose numbers are doubles, fill two vectors of these. Where the plain formulas do not serve, one
+// after the other is dealt with: half of the code.
 template <class V, class W>
 constexpr bool kHasHalves = Stats<V, W>::kFloat && sizeof(W) != sizeof(F64);
 SOFTLANE_INLINE F64 HalfOf(D16 x, bool second) { return second ? x.b : x.a; }

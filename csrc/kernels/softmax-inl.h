@@ -835,10 +835,10 @@ struct ExpBuffer {
   }
 };
 
-// How many bytes of rows, and of their results, are worked on at a time; and up to how many bytes a row is fetched while
-// the one before it is summed, beyond which it would not stay. Results are quicker written if what a sweep reads and
-// writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2 cache; a loss
-// with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
+// How many bytes of rows, and of their results, are worked on at a time; and up to how many bytes a row is fetched
+// while the one before it is summed, beyond which it would not stay. Results are quicker written if what a sweep
+// reads and writes is in the L1 cache for the next; sums alone, if more rows share what follows them, even in the L2
+// cache; a loss with its gradient is both, and shorter vectors make it more of a sum (measured: bench/NOTES.md).
 struct CacheUse {
   size_t block, fetched;
 };
