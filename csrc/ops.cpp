@@ -285,10 +285,11 @@ class RowCrew {
   bool wanted_ = false;
 };
 
-// Calls body(begin, end) over samples, which lie, or are written, like those of `view`; if a crew works on them, once.
+// Calls body(begin, end) over samples, which lie, or are written, like those of `view`; once, if a crew works on them or
+// they are too few for threads.
 void over_samples(const Plan& plan, Mode mode, const View& view, bool grouped, bool written,
                   const Crew* crew, const std::function<void(size_t, size_t)>& body) {
-  if (crew != nullptr) {
+  if (crew != nullptr || plan.samples * cost_of(plan.classes, view) <= kThreadGrain) {
     body(0, plan.samples);
     return;
   }
